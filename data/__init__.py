@@ -1,0 +1,1 @@
+"""The data sources that ship with Roundtrip, one a module; `data.base` states their contract."""

@@ -1,0 +1,146 @@
+"""MNIST, or any images and labels in its IDX format (http://yann.lecun.com/exdb/mnist/)."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import http.client
+import math
+import shutil
+import tempfile
+import urllib.request
+import zlib
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+
+from data.base import Arrays, DataError, Dataset
+
+MIRROR = "https://storage.googleapis.com/cvdf-datasets/mnist/"
+TIMEOUT_SECS = 30
+
+# MD5 of the unpacked files, which names the canonical bytes whatever packed them.
+DIGESTS = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+
+
+class Mnist:
+    """Images `[N, 28, 28, 1]` uint8 in [0, 255], labels `[N]` uint8 in [0, 10).
+
+    Looks for the four IDX files, packed with gzip or not, in `dir`. Those that are missing are
+    downloaded from `url` into `dir` if `download` is set, and checked against their known digests.
+    """
+
+    def __init__(
+        self,
+        *,
+        dir: Path,
+        batch_size: Annotated[int, ">= 1"] = 100,
+        download: bool = True,
+        url: str = MIRROR,
+    ) -> None:
+        self.dir = dir
+        self.batch_size = batch_size
+        self.download = download
+        self.url = url
+
+    def load(self) -> Dataset:
+        """Read the four files, after downloading those that are missing."""
+        for name in DIGESTS:
+            if self._find(name) is None:
+                self._fetch(name)
+        return Dataset(
+            train=self._split("train"), test=self._split("t10k"), batch_size=self.batch_size
+        )
+
+    def _split(self, prefix: str) -> Arrays:
+        images = _read_idx(self._path(f"{prefix}-images-idx3-ubyte"), num_dimensions=3)
+        labels = _read_idx(self._path(f"{prefix}-labels-idx1-ubyte"), num_dimensions=1)
+        return {"images": images[..., np.newaxis], "labels": labels}
+
+    def _find(self, name: str) -> Path | None:
+        candidates = (self.dir / name, self.dir / f"{name}.gz")
+        return next((path for path in candidates if path.is_file()), None)
+
+    def _path(self, name: str) -> Path:
+        path = self._find(name)
+        if path is None:
+            raise DataError(f"{name} must be in {self.dir}. It was removed while reading.")
+        return path
+
+    def _fetch(self, name: str) -> None:
+        remedy = (
+            f"Put {name}.gz there, set data.dir to a folder that has it, "
+            "or use data=digits, which needs no download"
+        )
+        if not self.download:
+            raise DataError(
+                f"data.dir must hold {name} or {name}.gz. Not found in {self.dir}, and "
+                f"data.download is false. {remedy}."
+            )
+        url = f"{self.url.rstrip('/')}/{name}.gz"
+        part: Path | None = None
+        try:
+            self.dir.mkdir(parents=True, exist_ok=True)
+            with (
+                urllib.request.urlopen(url, timeout=TIMEOUT_SECS) as response,
+                tempfile.NamedTemporaryFile(dir=self.dir, suffix=".part", delete=False) as file,
+            ):
+                part = Path(file.name)
+                shutil.copyfileobj(response, file)
+            digest = hashlib.md5(_unpack(part), usedforsecurity=False).hexdigest()
+            if digest != DIGESTS[name]:
+                raise DataError(
+                    f"{url} must unpack to the file of MD5 {DIGESTS[name]}. "
+                    f"Received: {digest}. {remedy}."
+                )
+            part.rename(self.dir / f"{name}.gz")
+        except (OSError, http.client.HTTPException) as error:
+            raise DataError(
+                f"data.dir must hold {name} or {name}.gz. Not found in {self.dir}, and downloading "
+                f"{url} failed: {error}. {remedy}."
+            ) from error
+        finally:
+            if part is not None:
+                part.unlink(missing_ok=True)
+
+
+def _unpack(path: Path) -> bytes:
+    """Return the bytes of a file, unpacked if gzip's magic number opens it."""
+    content = path.read_bytes()
+    if content[:2] != b"\x1f\x8b":
+        return content
+    try:
+        return gzip.decompress(content)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path} must be a whole gzip file. Unpacking failed: {error}.") from error
+
+
+def _read_idx(path: Path, *, num_dimensions: int) -> np.ndarray:
+    """Return the array of an IDX file of unsigned bytes.
+
+    Raises:
+        DataError: The magic number, the dimensions or the length are not what they must be.
+    """
+    content = _unpack(path)
+    magic = bytes([0, 0, 8, num_dimensions])
+    if content[:4] != magic:
+        raise DataError(
+            f"{path} must be an IDX file of unsigned bytes in {num_dimensions} dimensions, which "
+            f"opens with {magic.hex()}. Received: {content[:4].hex() or 'an empty file'}."
+        )
+    header_size = 4 + 4 * num_dimensions
+    header = content[4:header_size]
+    shape = [int.from_bytes(header[i : i + 4], "big") for i in range(0, len(header), 4)]
+    expected_size = header_size + math.prod(shape)
+    if len(content) != expected_size:
+        raise DataError(
+            f"{path} must have {expected_size:,} bytes for its shape {shape}. "
+            f"Received: {len(content):,}. The file is truncated or damaged."
+        )
+    return np.frombuffer(content, np.uint8, offset=header_size).reshape(shape)

@@ -1,0 +1,60 @@
+"""A user's own arrays, from NumPy's `.npz` archives."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+
+from data.base import Arrays, DataError, Dataset, split_tail
+
+
+class Npz:
+    """Arrays named as in the model's `evaluate` signature, rows first.
+
+    The test split is `test_path`, or without it the last `test_fraction` of the rows of `path`.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: Path,
+        test_path: Path | None = None,
+        batch_size: Annotated[int, ">= 1"] = 32,
+        test_fraction: Annotated[float, "> 0", "< 1"] = 0.1,
+    ) -> None:
+        self.path = path
+        self.test_path = test_path
+        self.batch_size = batch_size
+        self.test_fraction = test_fraction
+
+    def load(self) -> Dataset:
+        """Read the archives."""
+        arrays = _read(self.path)
+        if self.test_path is None:
+            # Split only what is consistent: the length of one array stands for all.
+            lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
+            if len(set(lengths.values())) != 1 or min(lengths.values()) < 2:
+                raise DataError(
+                    f"{self.path} must hold arrays of one length, at least 2. Received: {lengths}."
+                )
+            train, test = split_tail(arrays, self.test_fraction)
+        else:
+            train, test = arrays, _read(self.test_path)
+        return Dataset(train=train, test=test, batch_size=self.batch_size)
+
+
+def _read(path: Path) -> Arrays:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise DataError(f"data.path must name an .npz file. Not found: {path}.") from None
+    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"{path} must be an .npz archive of plain arrays, as numpy.savez writes it. "
+            f"Reading it failed: {error}."
+        ) from error

@@ -1,0 +1,198 @@
+"""Character language model: one-hot, LSTM, dense to the vocabulary (Hochreiter & Schmidhuber, 1997)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+from models.base import (
+    ArraySpec,
+    BuiltModel,
+    classification_sums,
+    cross_entropy,
+    indices,
+    weights_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import tensorflow as tf
+
+    from models.base import Tensors
+
+
+class CharLSTM:
+    """An LSTM whose state is carried from each sequence to the next (truncated BPTT).
+
+    Batch: tokens `[B, T]` and targets `[B, T]`, indices into the vocabulary; row b of a batch goes on
+    where row b of the batch before it ended. The data's metadata must hold `vocabulary`, a string of
+    V distinct characters in the order of their code points.
+    """
+
+    def __init__(self, *, units: Annotated[int, ">= 1"] = 500) -> None:
+        self.units = units
+
+    def arrays(self, metadata: Mapping[str, Any]) -> Mapping[str, ArraySpec]:
+        """Describe tokens and targets."""
+        if not metadata.get("vocabulary"):
+            raise ValueError(
+                "models.char_lstm.CharLSTM needs data that states its vocabulary. "
+                f"Received metadata: {sorted(metadata)}. Use data=text."
+            )
+        spec = indices(len(metadata["vocabulary"]), rank=2)
+        return {"tokens": spec, "targets": spec}
+
+    def _network(self, vocabulary_size: int) -> Any:
+        """Return the network (tokens `[B, T]`, h, c) -> (logits `[B, T, V]`, h, c)."""
+        import keras
+
+        tokens = keras.Input((None,), dtype="int32", name="tokens")
+        state_h = keras.Input((self.units,), name="state_h")
+        state_c = keras.Input((self.units,), name="state_c")
+        lstm = keras.layers.LSTM(
+            self.units, return_sequences=True, return_state=True, use_cudnn=False, name="lstm"
+        )
+        hidden, last_h, last_c = lstm(
+            keras.ops.one_hot(tokens, vocabulary_size), initial_state=[state_h, state_c]
+        )
+        logits = keras.layers.Dense(vocabulary_size, name="output")(hidden)
+        return keras.Model(
+            [tokens, state_h, state_c], [logits, last_h, last_c], name="char_lstm"
+        )
+
+    def build(self, batch: Mapping[str, tf.TensorSpec], metadata: Mapping[str, Any]) -> BuiltModel:
+        """Make the variables, the loss and the signatures.
+
+        `step` (also `serving_default`) continues a text, `generate` samples one inside the graph.
+        """
+        import tensorflow as tf
+
+        vocabulary: str = metadata["vocabulary"]
+        network = self._network(len(vocabulary))
+        state_c_spec = tf.TensorSpec([None, self.units], tf.float32, "state_c")
+        state_h_spec = tf.TensorSpec([None, self.units], tf.float32, "state_h")
+
+        def run(
+            tokens: tf.Tensor, state_c: tf.Tensor, state_h: tf.Tensor
+        ) -> tuple[tf.Tensor, Tensors]:
+            """Return logits `[B, T, V]` and the state after the last step."""
+            logits, last_h, last_c = network([tf.cast(tokens, tf.int32), state_h, state_c])
+            return logits, {"state_c": last_c, "state_h": last_h}
+
+        def loss(batch: Tensors, seed: tf.Tensor) -> tuple[tf.Tensor, Tensors]:
+            logits, state = run(batch["tokens"], batch["state_c"], batch["state_h"])
+            return tf.reduce_mean(cross_entropy(logits, batch["targets"])), state
+
+        @tf.function(
+            input_signature=[
+                tf.TensorSpec([None, None], tf.int32, "tokens"),
+                state_c_spec,
+                state_h_spec,
+            ]
+        )
+        def step(tokens: tf.Tensor, state_c: tf.Tensor, state_h: tf.Tensor) -> Tensors:
+            logits, state = run(tokens, state_c, state_h)
+            return {"probabilities": tf.nn.softmax(logits), **state}
+
+        @tf.function(input_signature=[tf.TensorSpec([], tf.int32, "batch_size")])
+        def initial_state(batch_size: tf.Tensor) -> Tensors:
+            # Two tensors, not one twice: a signature's outputs must be distinct.
+            shape = [batch_size, self.units]
+            return {"state_c": tf.zeros(shape), "state_h": tf.zeros(shape)}
+
+        @tf.function(
+            input_signature=[batch["tokens"], batch["targets"], state_c_spec, state_h_spec]
+        )
+        def evaluate(
+            tokens: tf.Tensor, targets: tf.Tensor, state_c: tf.Tensor, state_h: tf.Tensor
+        ) -> Tensors:
+            logits, state = run(tokens, state_c, state_h)
+            sums = classification_sums(logits, targets)
+            return {
+                **sums,
+                "bits_per_character_sum": sums["loss_sum"] / math.log(2),
+                **state,
+            }
+
+        return BuiltModel(
+            weights=weights_of(network),
+            loss=loss,
+            signatures={
+                "serving_default": step,
+                "step": step,
+                "initial_state": initial_state,
+                "generate": _generate(run, initial_state, vocabulary),
+                "evaluate": evaluate,
+            },
+        )
+
+
+def _generate(
+    run: Callable[..., tuple[tf.Tensor, Tensors]],
+    initial_state: Callable[..., Tensors],
+    vocabulary: str,
+) -> Callable[..., Tensors]:
+    """Return the signature that samples text with an in-graph loop.
+
+    prompt `[]` string, length `[]` int32, temperature `[]` float32, seed `[2]` int32 -> text `[]`
+    string: the prompt, then `length` sampled characters. An empty prompt starts from a random
+    character; temperature 0 takes the likeliest one each time. The vocabulary is part of the graph
+    as a sorted constant rather than a lookup table, which every loader would have to initialise.
+    """
+    import tensorflow as tf
+
+    code_points = tf.constant([ord(character) for character in vocabulary], tf.int32)
+
+    def encode(text: tf.Tensor) -> tf.Tensor:
+        characters = tf.strings.unicode_decode(text, "UTF-8")
+        tokens = tf.minimum(tf.searchsorted(code_points, characters), len(vocabulary) - 1)
+        known = tf.equal(tf.gather(code_points, tokens), characters)
+        check = tf.debugging.Assert(
+            tf.reduce_all(known),
+            ["prompt has characters outside the vocabulary:", tf.boolean_mask(characters, ~known)],
+        )
+        with tf.control_dependencies([check]):
+            return tf.identity(tokens)
+
+    def sample(logits: tf.Tensor, temperature: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        greedy = tf.argmax(logits, axis=-1, output_type=tf.int32)
+        scaled = logits / tf.where(temperature > 0, temperature, 1.0)
+        drawn = tf.random.stateless_categorical(scaled, 1, seed, dtype=tf.int32)[:, 0]
+        return tf.where(temperature > 0, drawn, greedy)
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([], tf.string, "prompt"),
+            tf.TensorSpec([], tf.int32, "length"),
+            tf.TensorSpec([], tf.float32, "temperature"),
+            tf.TensorSpec([2], tf.int32, "seed"),
+        ]
+    )
+    def generate(
+        prompt: tf.Tensor, length: tf.Tensor, temperature: tf.Tensor, seed: tf.Tensor
+    ) -> Tensors:
+        given = encode(prompt)
+        first = tf.random.stateless_uniform([1], seed, 0, len(vocabulary), tf.int32)
+        start = tf.cond(tf.size(given) > 0, lambda: given, lambda: first)
+        state = initial_state(1)
+        logits, state = run(start[tf.newaxis, :], state["state_c"], state["state_h"])
+        state_c, state_h = state["state_c"], state["state_h"]
+        next_logits = logits[:, -1]
+        # The random first character of an empty prompt is the first of the `length` sampled ones.
+        total = tf.size(given) + length
+        num_sampled = tf.maximum(total - tf.size(start), 0)
+        tokens = tf.TensorArray(tf.int32, num_sampled)
+        for position in tf.range(num_sampled):
+            step_seed = tf.random.experimental.stateless_fold_in(seed, position)
+            token = sample(next_logits, temperature, step_seed)
+            tokens = tokens.write(position, token[0])
+            logits, state = run(token[:, tf.newaxis], state_c, state_h)
+            state_c, state_h = state["state_c"], state["state_h"]
+            next_logits = logits[:, -1]
+        text = tf.concat([start, tokens.stack()], axis=0)[:total]
+        characters = tf.gather(code_points, text)
+        return {"text": tf.strings.unicode_encode(characters, "UTF-8")}
+
+    return generate

@@ -1,0 +1,70 @@
+"""One dense unit that learns to add its two inputs: the smallest regressor worth serving."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from models.base import ArraySpec, BuiltModel, weights_of
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from models.base import Tensors
+
+
+class DenseRegressor:
+    """A dense unit on two features, trained with the l2 loss (sum of e^2 / 2 over the batch).
+
+    Batch: feature `[B, 2]` float32, target `[B, 1]` float32.
+    """
+
+    def arrays(self, metadata: Mapping[str, Any]) -> Mapping[str, ArraySpec]:
+        """Describe feature and target."""
+        return {
+            "feature": ArraySpec((None, 2), {"float32": None}),
+            "target": ArraySpec((None, 1), {"float32": None}),
+        }
+
+    def build(self, batch: Mapping[str, tf.TensorSpec], metadata: Mapping[str, Any]) -> BuiltModel:
+        """Make the variables, the loss and the signatures.
+
+        `serving_default` is the receiver: it takes a number `[B, 1]` and tiles it to the feature.
+        """
+        import keras
+        import tensorflow as tf
+
+        network = keras.Sequential(
+            [keras.Input((2,), name="feature"), keras.layers.Dense(1, name="output")],
+            name="dense_regressor",
+        )
+
+        def loss(batch: Tensors, seed: tf.Tensor) -> tuple[tf.Tensor, Tensors]:
+            return tf.nn.l2_loss(network(batch["feature"]) - batch["target"]), {}
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 1], tf.float32, "number")])
+        def serving_default(number: tf.Tensor) -> Tensors:
+            return {"output": network(tf.tile(number, [1, 2]))}
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 2], tf.float32, "feature")])
+        def predict_features(feature: tf.Tensor) -> Tensors:
+            return {"output": network(feature)}
+
+        @tf.function(input_signature=[batch["feature"], batch["target"]])
+        def evaluate(feature: tf.Tensor, target: tf.Tensor) -> Tensors:
+            error = network(feature) - target
+            return {
+                "loss_sum": tf.nn.l2_loss(error),
+                "absolute_error_sum": tf.reduce_sum(tf.abs(error)),
+                "count": tf.size(error),
+            }
+
+        return BuiltModel(
+            weights=weights_of(network),
+            loss=loss,
+            signatures={
+                "serving_default": serving_default,
+                "predict_features": predict_features,
+                "evaluate": evaluate,
+            },
+        )

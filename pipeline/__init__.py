@@ -1,0 +1,1 @@
+"""Roundtrip: training pipelines whose exports are proven."""

@@ -1,0 +1,118 @@
+"""The graph of a run, and the variables of each epoch that are swapped into it.
+
+A checkpoint is TensorFlow's own (`tf.train.Checkpoint`): the model's variables under `weights`, the
+optimizer's under `optimizer`, each by its path. The graph is a SavedModel, written once before the
+first step, which any epoch's variables bring to life again without the model's code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tensorflow as tf
+
+from pipeline.config import ConfigError
+from pipeline.evaluation import Signature
+from pipeline.run import staged
+
+if TYPE_CHECKING:
+    from models.base import BuiltModel
+
+INDEX, DATA = ".index", ".data-00000-of-00001"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A SavedModel's signatures, and its variables by path."""
+
+    signatures: Mapping[str, Signature]
+    weights: Mapping[str, tf.Variable]
+
+
+def write_graph(path: Path, built: BuiltModel) -> None:
+    """Write the signatures of a model, with its present variables, as a SavedModel."""
+    module = tf.Module()
+    module.weights = dict(built.weights)
+    with staged(path) as staging:
+        tf.saved_model.save(module, str(staging), signatures=dict(built.signatures))
+
+
+def open_graph(path: Path) -> Graph:
+    """Load a SavedModel.
+
+    Raises:
+        ConfigError: It is missing or damaged.
+    """
+    try:
+        loaded = tf.saved_model.load(str(path))
+        weights = dict(loaded.weights)
+    except Exception as error:  # The loader raises whatever the damaged bytes lead it into.
+        raise ConfigError(
+            [f"{path} must be a whole SavedModel. Loading it failed: {_first_line(error)}"]
+        ) from error
+    return Graph(
+        {name: Signature.of_function(function) for name, function in loaded.signatures.items()},
+        weights,
+    )
+
+
+def write_checkpoint(prefix: Path, groups: Mapping[str, Mapping[str, tf.Variable]]) -> None:
+    """Write variables as the checkpoint `prefix.index` and `prefix.data-00000-of-00001`.
+
+    The index is renamed into place last: where there is an index, the checkpoint is whole.
+
+    Args:
+        prefix: Path without suffix.
+        groups: Variables by path, by group (`weights`, `optimizer`).
+    """
+    checkpoint = tf.train.Checkpoint(**{name: dict(group) for name, group in groups.items()})
+    with staged(prefix.with_name(prefix.name + INDEX)) as index:
+        with staged(prefix.with_name(prefix.name + DATA)) as data:
+            written = Path(checkpoint.write(str(index.with_suffix(""))))
+            written.with_name(written.name + DATA).rename(data)
+        written.with_name(written.name + INDEX).rename(index)
+
+
+def restore(prefix: Path, weights: Mapping[str, tf.Variable]) -> None:
+    """Assign every variable its value in a checkpoint.
+
+    Raises:
+        ConfigError: A file is missing or damaged, or a variable is missing or of another shape; the
+            message names it.
+    """
+    try:
+        reader = tf.train.load_checkpoint(str(prefix))
+        shapes = reader.get_variable_to_shape_map()
+    except Exception as error:  # As above.
+        raise ConfigError(
+            [f"{prefix} must be a whole checkpoint. Opening it failed: {_first_line(error)}"]
+        ) from error
+    problems = []
+    for name, variable in weights.items():
+        key = variable_key("weights", name)
+        if key not in shapes:
+            problems.append(f"{prefix} must hold the variable {name!r}. It is missing.")
+            continue
+        if shapes[key] != variable.shape.as_list():
+            problems.append(
+                f"{prefix} must hold {name!r} as {variable.shape.as_list()}. Received: {shapes[key]}."
+            )
+            continue
+        try:
+            variable.assign(reader.get_tensor(key))
+        except Exception as error:  # As above.
+            problems.append(f"{prefix} is damaged at {name!r}: {_first_line(error)}")
+    if problems:
+        raise ConfigError(problems)
+
+
+def variable_key(group: str, path: str) -> str:
+    """Return the key under which `tf.train.Checkpoint` stores a variable of a dictionary."""
+    return f"{group}/{path.replace('.', '..').replace('/', '.S')}/.ATTRIBUTES/VARIABLE_VALUE"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

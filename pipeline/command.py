@@ -1,0 +1,257 @@
+"""What turns a function of a configuration into a command: Hydra, errors as sentences, exit codes.
+
+    0  done, and every compared metric matches       2  bad input or configuration
+    1  anything else                                 3  a metric does not match
+    130, 143  stopped by Ctrl-C, by SIGTERM
+
+A command checks its configuration before Hydra makes its output directory, so that a mistake answers
+at once and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_automatic_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipeline.config import ConfigError, unknown
+
+CONF = "pkg://conf"
+DONE, FAILED, BAD_INPUT, MISMATCH = 0, 1, 2, 3
+
+log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """The command was told to stop by a signal, and did so in good order."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.exit_code = 128 + signal_number
+
+
+def run(
+    task: Callable[[DictConfig], int],
+    *,
+    config_name: str,
+    check: Callable[[DictConfig], object],
+) -> NoReturn:
+    """Run a task as a Hydra app and exit with its code.
+
+    Args:
+        task: Takes the composed configuration, returns the exit code.
+        config_name: The primary configuration in `conf`.
+        check: Called with the composed configuration, `hydra` section included, before anything is
+            written. Raises `ConfigError`.
+    """
+    arguments = get_args_parser().parse_args()
+    # For configuration files: the names of a section's entries, such as the chosen export formats.
+    OmegaConf.register_new_resolver("names", "+".join, replace=True)
+    codes: list[int] = []
+    failures: list[Exception] = []
+
+    def single_job(cfg: DictConfig) -> None:
+        try:
+            codes.append(task(cfg))
+        except Exception as error:
+            if HydraConfig.get().mode != RunMode.RUN:
+                raise
+            failures.append(error)
+
+    try:
+        if _is_plain_run(arguments):
+            with _hydra_app(arguments) as app:
+                check(_compose(app, arguments.config_name or config_name, arguments.overrides))
+        hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(single_job)()
+        if failures:
+            raise failures[0]
+    except ConfigError as error:
+        _exit(BAD_INPUT, error.problems, error)
+    except Stopped as error:
+        _exit(error.exit_code, [str(error)], error)
+    except KeyboardInterrupt as error:
+        _exit(128 + signal.SIGINT, ["stopped by Ctrl-C"], error)
+    except Exception as error:
+        log.debug("The error's origin:", exc_info=error)
+        _exit(FAILED, [f"{type(error).__name__}: {error}"], error)
+    sys.exit(max(codes, default=DONE))
+
+
+def plain_values(cfg: DictConfig) -> dict[str, Any]:
+    """Return a configuration without its `hydra` section as plain values, interpolations resolved.
+
+    Raises:
+        ConfigError: An interpolation cannot be resolved.
+    """
+    keys = [str(key) for key in cfg if key != "hydra"]
+    try:
+        plain = OmegaConf.to_container(OmegaConf.masked_copy(cfg, keys), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError([str(error).splitlines()[0]]) from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in the list given, instead of being stopped by the first of them.
+
+    The second one takes effect as usual, for whoever cannot wait. Outside the main thread, where
+    Python delivers no signals, the list stays empty.
+    """
+    received: list[int] = []
+    before: dict[int, Any] = {}
+
+    def remember(number: int, frame: object) -> None:
+        received.append(number)
+        log.warning("%s: stopping after this chunk of steps", signal.Signals(number).name)
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, remember)
+    try:
+        yield received
+    finally:
+        restore()
+
+
+def in_fresh_process(module: str, **overrides: object) -> int:
+    """Run a command of this project in a new Python process; return its exit code."""
+
+    def quoted(value: object) -> str:
+        return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+    arguments = [f"{key}={quoted(value)}" for key, value in overrides.items()]
+    return subprocess.run([sys.executable, "-m", module, *arguments], check=False).returncode
+
+
+def _exit(code: int, sentences: Sequence[str], error: BaseException) -> NoReturn:
+    """Say what went wrong on the standard error, whole traceback only if asked for, and exit."""
+    if os.environ.get("HYDRA_FULL_ERROR"):
+        raise error
+    title = "error" if len(sentences) == 1 else f"{len(sentences)} errors"
+    print("\n".join([f"{title}:", *(f"  {sentence}" for sentence in sentences)]), file=sys.stderr)
+    sys.exit(code)
+
+
+def _is_plain_run(arguments: argparse.Namespace) -> bool:
+    """Whether the command line asks for one job, not for help, a configuration or a sweep."""
+    flags = ("help", "hydra_help", "cfg", "info", "shell_completion", "multirun", "config_path")
+    return not any(getattr(arguments, flag) for flag in flags)
+
+
+@contextmanager
+def _hydra_app(arguments: argparse.Namespace) -> Iterator[Hydra]:
+    search_path = create_automatic_config_search_path(None, None, CONF)
+    if arguments.config_dir is not None:
+        if not Path(arguments.config_dir).is_dir():
+            raise ConfigError(
+                [f"--config-dir must name a folder. Not found: {arguments.config_dir}."]
+            )
+        path = f"file://{Path(arguments.config_dir).absolute()}"
+        search_path.prepend("command-line", path, SearchPathQuery(provider="schema"))
+    try:
+        yield Hydra.create_main_hydra2(task_name="pipeline", config_search_path=search_path)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _compose(app: Hydra, config_name: str, overrides: Sequence[str]) -> DictConfig:
+    """Compose a configuration.
+
+    Raises:
+        ConfigError: With every override that does not fit.
+    """
+    try:
+        return _try_compose(app, config_name, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        problems = _explain_each(app, config_name, overrides)
+        raise ConfigError(problems or [" ".join(str(error).split())]) from error
+
+
+def _try_compose(app: Hydra, config_name: str, overrides: Sequence[str]) -> DictConfig:
+    return app.compose_config(
+        config_name=config_name,
+        overrides=list(overrides),
+        run_mode=RunMode.RUN,
+        with_log_configuration=False,
+    )
+
+
+def _explain_each(app: Hydra, config_name: str, overrides: Sequence[str]) -> list[str]:
+    """Return a sentence for each override that fails when added to those that do not.
+
+    Choices of a group come first, because they decide which keys exist.
+    """
+
+    def is_group(override: str) -> bool:
+        key = override.lstrip("+~").partition("=")[0]
+        return bool(_options(app, key))
+
+    problems = []
+    accepted: list[str] = []
+    for override in sorted(overrides, key=is_group, reverse=True):
+        try:
+            _try_compose(app, config_name, [*accepted, override])
+        except (HydraException, OmegaConfBaseException) as error:
+            problems.append(_explain(app, config_name, accepted, override, error))
+        else:
+            accepted.append(override)
+    return problems
+
+
+def _explain(
+    app: Hydra, config_name: str, accepted: Sequence[str], override: str, error: Exception
+) -> str:
+    said = " ".join(str(error).split())
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException:
+        return f"{override} is not an override that can be read: {said}"
+    key = parsed.key_or_group
+    if parsed.is_sweep_override():
+        return f"{override} names several values. Add --multirun (-m) to run them all."
+    if options := _options(app, key):
+        chosen = parsed.value() if isinstance(parsed.value(), list) else [parsed.value()]
+        bad = [value for value in chosen if value not in options]
+        return unknown(key, ", ".join(map(str, bad)), options) if bad else said
+    try:
+        known = _try_compose(app, config_name, accepted)
+    except (HydraException, OmegaConfBaseException):
+        return said
+    *parents, _ = key.split(".")
+    node = OmegaConf.select(known, ".".join(parents)) if parents else known
+    if isinstance(node, DictConfig):
+        return unknown(key, key.split(".")[-1], [k for k in node if k != "hydra"], what="key")
+    return unknown(key, parents[0], [k for k in known if k != "hydra"], what="key")
+
+
+def _options(app: Hydra, group: str) -> list[str]:
+    options = app.config_loader.get_group_options(group, ObjectType.CONFIG)
+    return [str(option) for option in options]

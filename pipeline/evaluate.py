@@ -1,0 +1,123 @@
+"""`python -m pipeline.evaluate run_dir=DIR`: restore what a run wrote, evaluate it, hold it to its log.
+
+It runs in a process that has never seen the model's code: nothing here, and nothing it imports, imports
+a model.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from pipeline import command, config, runtime
+from pipeline.config import ConfigError, Verify
+from pipeline.run import Row, RunDirectory, select_rows
+
+if TYPE_CHECKING:
+    from data.base import Source
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be evaluated, checked against what the run wrote.
+
+    Attributes:
+        run: The run's directory.
+        facts: Its `run.json`.
+        log: Every row of its log.
+        rows: The rows whose checkpoints are to be restored.
+        exports: Formats whose newest export is to be opened.
+        source: The run's data source, constructed.
+        tolerance: See `Verify`.
+    """
+
+    run: RunDirectory
+    facts: Mapping[str, Any]
+    log: Sequence[Row]
+    rows: Sequence[Row]
+    exports: Sequence[str]
+    source: Source
+    tolerance: Verify
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sections:
+    run_dir: Path
+    epochs: Any
+    format: str | None
+    verify: dict[str, Any]
+    data: dict[str, Any]
+
+
+def check(cfg: DictConfig) -> Request:
+    """Check the configuration of this command, and read what the run says of itself.
+
+    Raises:
+        ConfigError: With what does not fit.
+    """
+    problems: list[str] = []
+    values = _Sections(**config.bind(_Sections, command.plain_values(cfg), "", problems))
+    if problems:
+        raise ConfigError(problems)
+    run = RunDirectory(values.run_dir)
+    facts = run.read_facts()
+    recorded = facts["config"]
+    log = run.read_rows()
+    exports = [name for name in config.FORMATS if run.newest_export(name)]
+    if values.format is not None:
+        if values.format not in ("checkpoint", *exports):
+            raise ConfigError([config.unknown("format", values.format, ["checkpoint", *exports])])
+        exports = [name for name in exports if name == values.format]
+    rows = select_rows(log, values.epochs) if values.format in (None, "checkpoint") else []
+    given = {key: value for key, value in values.verify.items() if value is not None}
+    tolerance = config.bind(Verify, {**recorded["verify"], **given}, "verify.", problems)
+    source, _ = config.construct({**recorded["data"], **values.data}, "data", problems)
+    if problems:
+        raise ConfigError(problems)
+    return Request(run, facts, log, rows, exports, source, Verify(**tolerance))
+
+
+def evaluate(cfg: DictConfig) -> int:
+    """Restore, evaluate, compare; print the table, write the receipts; return the exit code."""
+    request = check(cfg)
+    facts, run = request.facts, request.run
+    dataset = config.load(request.source)
+    if dataset.fingerprint() != facts["data"]["fingerprint"]:
+        raise ConfigError(
+            [
+                f"The data must be what the run was trained on, SHA-256 {facts['data']['fingerprint']}. "
+                f"Received: {dataset.fingerprint()}. It has changed since; no metric would compare."
+            ]
+        )
+    runtime.start_tensorflow(
+        seed=facts["seed"], deterministic=facts["config"]["train"]["deterministic"]
+    )
+    from pipeline import verification
+
+    epochs = (
+        verification.verify_checkpoints(run, request.rows, dataset, request.tolerance)
+        if request.rows
+        else []
+    )
+    exports = [
+        verification.verify_export(run, name, request.log, dataset, request.tolerance)
+        for name in request.exports
+    ]
+    receipt = verification.write_receipts(run, epochs, exports)
+    columns = shutil.get_terminal_size((120, 24)).columns
+    print(verification.table(epochs, exports, columns=columns))
+    for verified in (*epochs, *exports):
+        for complaint in verified.complaints():
+            print(complaint)
+    print(f"verdict: {receipt['verdict']}    receipt: {run.verification}")
+    match = all(verified.match for verified in (*epochs, *exports))
+    return command.DONE if match else command.MISMATCH
+
+
+if __name__ == "__main__":
+    command.run(evaluate, config_name="evaluate", check=check)

@@ -1,0 +1,44 @@
+"""TensorBoard event files: records of `Event` protocol buffers in TensorFlow's record format."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import tensorflow as tf
+
+
+class EventWriter:
+    """Writes scalars to one event file in a folder. Use it as a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        self._writer = tf.io.TFRecordWriter(str(folder / name))
+        self._write(tf.compat.v1.Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Write the values of some tags at a step."""
+        value = tf.compat.v1.Summary.Value
+        summary = tf.compat.v1.Summary(
+            value=[value(tag=tag, simple_value=number) for tag, number in values.items()]
+        )
+        self._write(tf.compat.v1.Event(wall_time=time.time(), step=step, summary=summary))
+
+    def _write(self, event: tf.compat.v1.Event) -> None:
+        self._writer.write(event.SerializeToString())
+        self._writer.flush()
+
+    def __enter__(self) -> EventWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._writer.close()

@@ -1,0 +1,246 @@
+"""A run directory: where everything about a run is, and how it is written so that a crash loses nothing.
+
+    run.json         what was run: configuration, versions, device, data, sizes
+    metrics.jsonl    the log, a line per epoch
+    checkpoints/     graph/ and epoch-0000, epoch-0001, ...
+    export/          <format>/<version>/
+    verification.json  the receipt
+    tensorboard/     event files
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import ConfigError
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the log: the metrics after an epoch, and the checkpoint that holds its weights.
+
+    Attributes:
+        epoch: Epochs trained; 0 is before the first step.
+        step: Optimizer steps taken.
+        train: Mean of the training batches' losses over the epoch; `None` for epoch 0.
+        test: Metrics of the held-out split.
+        checkpoint: Path of the checkpoint, relative to the run directory, without its suffix.
+    """
+
+    epoch: int
+    step: int
+    train: Metrics | None
+    test: Metrics
+    checkpoint: str
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The paths and files of one run."""
+
+    path: Path
+
+    @property
+    def graph(self) -> Path:
+        """The SavedModel that holds the signatures of every epoch."""
+        return self.path / "checkpoints" / "graph"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of TensorBoard event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def verification(self) -> Path:
+        """The receipt."""
+        return self.path / "verification.json"
+
+    def check_unused(self) -> None:
+        """Check that no run has been here.
+
+        Raises:
+            ConfigError: There is one; it is left as it was.
+        """
+        if (self.path / "checkpoints").exists():
+            raise ConfigError([_taken(self.path)])
+
+    def claim(self) -> None:
+        """Take the directory for a new run; of two processes that try, one succeeds.
+
+        Raises:
+            ConfigError: Another run was, or is, here.
+        """
+        try:
+            (self.path / "checkpoints").mkdir(parents=True)
+        except FileExistsError:
+            raise ConfigError([_taken(self.path)]) from None
+
+    def checkpoint(self, epoch: int) -> Path:
+        """Return the prefix of the checkpoint after an epoch."""
+        return self.path / "checkpoints" / f"epoch-{epoch:04d}"
+
+    def write_facts(self, facts: Mapping[str, Any]) -> None:
+        """Write `run.json`."""
+        write_text(self.path / "run.json", json.dumps(facts, indent=2) + "\n")
+
+    def read_facts(self) -> dict[str, Any]:
+        """Read `run.json`.
+
+        Raises:
+            ConfigError: This is no run directory, or the file is damaged.
+        """
+        path = self.path / "run.json"
+        try:
+            facts = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise ConfigError(
+                [f"run_dir must be a directory that a run has written. {path} does not exist."]
+            ) from None
+        except ValueError as error:
+            raise ConfigError([f"{path} must be a JSON object. Reading it failed: {error}."]) from error
+        if not isinstance(facts, dict):
+            raise ConfigError([f"{path} must be a JSON object. Received: {facts!r}."])
+        return facts
+
+    def append_row(self, row: Row) -> None:
+        """Append a line to the log; once this returns, no crash loses it."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(asdict(row), allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read_rows(self) -> list[Row]:
+        """Read the log. A last line that a crash cut short is left out.
+
+        Raises:
+            ConfigError: There is no log, or a line of it is damaged.
+        """
+        path = self.path / "metrics.jsonl"
+        if not path.is_file():
+            raise ConfigError([f"{path} must exist. The run stopped before its first evaluation."])
+        *lines, _ = path.read_text().split("\n")
+        rows = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                rows.append(Row(**json.loads(line)))
+            except (ValueError, TypeError) as error:
+                raise ConfigError(
+                    [f"Line {number} of {path} must be a row of the log. Reading it failed: {error}."]
+                ) from error
+        if not rows:
+            raise ConfigError([f"{path} must have a row. The run stopped before its first evaluation."])
+        return rows
+
+    def newest_export(self, format: str) -> Path | None:
+        """Return the newest version of an export, if there is one."""
+        versions = self._versions(format)
+        return versions[-1] if versions else None
+
+    def publish(self, format: str, write: Callable[[Path], None]) -> Path:
+        """Export a new version: written beside, synced, then renamed, so that what is there is whole.
+
+        Args:
+            format: Name of the format.
+            write: Writes the files of the export into the empty directory it is given.
+
+        Returns:
+            The directory of the version, whose name is the Unix time in seconds, or one more than the
+            newest version's if that is later.
+        """
+        parent = self.path / "export" / format
+        versions = self._versions(format)
+        version = max(int(time.time()), int(versions[-1].name) + 1 if versions else 0)
+        with staged(parent / str(version)) as staging:
+            staging.mkdir(parents=True)
+            write(staging)
+        return parent / str(version)
+
+    def _versions(self, format: str) -> list[Path]:
+        parent = self.path / "export" / format
+        found = [path for path in parent.glob("*") if path.name.isdecimal()]
+        return sorted(found, key=lambda path: int(path.name))
+
+
+def _taken(path: Path) -> str:
+    return (
+        f"hydra.run.dir must not hold a run already. {path} does, and it is left as it was. "
+        "Choose another directory."
+    )
+
+
+def select_rows(rows: Sequence[Row], epochs: Any) -> list[Row]:
+    """Return the rows of some epochs.
+
+    Args:
+        rows: The log, at least one row.
+        epochs: `all`, `last`, `best` (lowest test loss), an epoch, or a list of epochs.
+
+    Raises:
+        ConfigError: An epoch is not in the log, or `epochs` is none of these.
+    """
+    if epochs == "all":
+        return list(rows)
+    if epochs == "last":
+        return [rows[-1]]
+    if epochs == "best":
+        return [min(rows, key=lambda row: row.test["loss"])]
+    by_epoch = {row.epoch: row for row in rows}
+    wanted = list(epochs) if isinstance(epochs, list | tuple) else [epochs]
+    missing = [epoch for epoch in wanted if isinstance(epoch, bool) or epoch not in by_epoch]
+    if missing or not wanted:
+        raise ConfigError(
+            [
+                f"The epoch must be all, best, last, or of the log's {min(by_epoch)} to "
+                f"{max(by_epoch)}. Received: {', '.join(map(str, missing)) or 'none'}."
+            ]
+        )
+    return [by_epoch[epoch] for epoch in wanted]
+
+
+@contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """Give a path beside `target` to write to; sync and rename it to `target` if all goes well.
+
+    The path is a file's or a directory's, as the caller makes it. On an exception it is removed.
+    """
+    staging = target.with_name(f".{target.name}.{os.getpid()}.staging")
+    try:
+        yield staging
+        for path in [staging, *staging.rglob("*")] if staging.is_dir() else [staging]:
+            _sync(path)
+        staging.rename(target)
+        _sync(target.parent)
+    except BaseException:
+        _remove(staging)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one step: whoever reads `path` finds the old text or the new."""
+    with staged(path) as staging:
+        staging.write_text(text)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

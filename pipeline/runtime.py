@@ -1,0 +1,96 @@
+"""The process-wide state of TensorFlow: how it is started, seeded and described.
+
+TensorFlow's import writes notes to the process's standard error that no setting turns off; they are
+kept back here, and shown only if the import fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+
+def start_tensorflow(*, seed: int, deterministic: bool) -> None:
+    """Import TensorFlow quietly, open its devices, seed it, and make its operations deterministic.
+
+    Args:
+        seed: Seeds Python, NumPy and TensorFlow, so that initial weights follow from it alone.
+        deterministic: Whether the same operations on the same values must give the same bits.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with _held_back_stderr():
+        import tensorflow as tf
+
+        if deterministic:
+            tf.config.experimental.enable_op_determinism()
+        tf.keras.utils.set_random_seed(seed)
+        tf.zeros([])  # opens the devices, which has its own notes to write
+    for name in ("tensorflow", "absl"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def _held_back_stderr() -> Iterator[None]:
+    """Send the standard error of this process and its libraries to a file; show it on an exception."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(kept, held.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def describe() -> dict[str, Any]:
+    """Return the versions and the device that this process computes with, as JSON values."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("tensorflow", "keras", "numpy")},
+            "roundtrip": _own_version(),
+            "roundtrip_commit": _own_commit(),
+        },
+        "device": {
+            "type": "GPU" if gpus else "CPU",
+            "names": [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+            or [platform.processor() or platform.machine()],
+            "cores": os.cpu_count(),
+        },
+    }
+
+
+def _own_version() -> str | None:
+    try:
+        return metadata.version("roundtrip")
+    except metadata.PackageNotFoundError:  # pragma: no cover - run from a checkout, not installed
+        return None
+
+
+def _own_commit() -> str | None:
+    """Return the commit of the checkout that this file is part of, if it is one."""
+    checkout = Path(__file__).parent.parent
+    if not (checkout / ".git").exists():
+        return None
+    command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,296 @@
+"""Training: compiled loops over many steps on arrays that live in tensors, evaluated every epoch.
+
+Order and randomness are functions of (seed, epoch, step) alone, so the same command gives the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from pipeline import checkpoints, runtime
+from pipeline.evaluation import Signature, evaluate, initial_state
+from pipeline.events import EventWriter
+from pipeline.run import Row, RunDirectory
+
+if TYPE_CHECKING:
+    import keras
+
+    from data.base import Arrays, Dataset
+    from models.base import BuiltModel
+
+# A chunk of steps runs without coming back to Python: long enough to cost nothing, short enough for a
+# live bar and a prompt stop. Its length decides when Python looks, never what is computed.
+CHUNK_SECS = 0.25
+
+Tensors = dict[str, Any]
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss is no longer a number; what was trained before is kept."""
+
+
+def order(
+    num_rows: int, batch_size: int, *, seed: int, epoch: int, ordered: bool
+) -> np.ndarray:
+    """Return the rows of each batch of an epoch: int32 `[steps, batch_size]`, whole batches only."""
+    rows = np.arange(num_rows, dtype=np.int32)
+    if not ordered:
+        rows = np.random.default_rng([seed, epoch]).permutation(rows)
+    num_steps = num_rows // batch_size
+    return rows[: num_steps * batch_size].reshape(num_steps, batch_size)
+
+
+def compile_steps(
+    built: BuiltModel,
+    optimizer: keras.optimizers.Optimizer,
+    arrays: Mapping[str, tf.Tensor],
+    *,
+    seed: int,
+    use_xla: bool,
+) -> Callable[..., tuple[tf.Tensor, Tensors]]:
+    """Compile the training loop.
+
+    Args:
+        built: The model.
+        optimizer: A Keras optimizer, built for the model's trainable variables.
+        arrays: The whole training split.
+        seed: The run's seed; the loss receives it with the number of the step.
+        use_xla: Whether XLA compiles a step, rather than the graph executor run its operations.
+
+    Returns:
+        A function (rows int32 `[steps, batch_size]`, first `[]`, last `[]`, state) -> (losses float32
+        `[last - first]`, state) that takes the steps `first` to `last - 1` of an epoch.
+    """
+    variables = [variable for variable in built.weights.values() if variable.trainable]
+
+    @tf.function(jit_compile=use_xla)
+    def train_step(batch: Tensors, step_seed: tf.Tensor) -> tuple[tf.Tensor, Tensors]:
+        with tf.GradientTape() as tape:
+            loss, state = built.loss(batch, step_seed)
+        optimizer.apply(tape.gradient(loss, variables), variables)
+        return loss, state
+
+    @tf.function
+    def train_steps(
+        rows: tf.Tensor, first: tf.Tensor, last: tf.Tensor, state: Tensors
+    ) -> tuple[tf.Tensor, Tensors]:
+        losses = tf.TensorArray(tf.float32, last - first)
+        for step in tf.range(first, last):
+            batch = {name: tf.gather(array, rows[step]) for name, array in arrays.items()}
+            taken = tf.cast(optimizer.iterations.value, tf.int32)
+            loss, state = train_step({**batch, **state}, tf.stack([seed, taken]))
+            losses = losses.write(step - first, loss)
+        return losses.stack(), state
+
+    return train_steps
+
+
+@dataclass(frozen=True)
+class Training:
+    """A model in training: what a step needs, and what an epoch leaves behind."""
+
+    run: RunDirectory
+    dataset: Dataset
+    built: BuiltModel
+    optimizer: keras.optimizers.Optimizer
+    signatures: Mapping[str, Signature]
+    seed: int
+    use_xla: bool
+    stopped: Callable[[], bool]
+
+    def fit(self, epochs: int) -> bool:
+        """Train, evaluating, logging and checkpointing before the first epoch and after each.
+
+        Returns:
+            Whether all epochs were trained; `False` if `stopped` said so before.
+
+        Raises:
+            NonFiniteLoss: The loss or a metric became infinite or not a number.
+        """
+        train_steps = compile_steps(
+            self.built,
+            self.optimizer,
+            _tensors(self.dataset.train),
+            seed=self.seed,
+            use_xla=self.use_xla,
+        )
+        test = _tensors(self.dataset.test)
+        with EventWriter(self.run.tensorboard) as events, _bar(epochs, "epoch") as bar:
+            self._finish_epoch(0, None, test, events)
+            for epoch in range(1, epochs + 1):
+                losses = self._train_epoch(epoch, train_steps, events)
+                if losses is None:
+                    return False
+                metrics = self._finish_epoch(epoch, _mean(losses), test, events)
+                bar.update()
+                bar.set_postfix({name: f"{value:.4g}" for name, value in metrics.items()})
+        return True
+
+    def _train_epoch(
+        self, epoch: int, train_steps: Callable[..., Any], events: EventWriter
+    ) -> np.ndarray | None:
+        """Return the losses of the epoch's steps, or `None` if stopped before its end."""
+        dataset = self.dataset
+        rows = order(
+            dataset.num_train,
+            dataset.batch_size,
+            seed=self.seed,
+            epoch=epoch,
+            ordered=dataset.ordered,
+        )
+        on_device = tf.constant(rows)
+        state = initial_state(self.signatures, dataset.batch_size)
+        losses: list[np.ndarray] = []
+        first, chunk = 0, 1
+        with _bar(len(rows), "step", leave=False) as bar:
+            while first < len(rows):
+                if self.stopped():
+                    self._keep_interrupted()
+                    return None
+                last = min(first + chunk, len(rows))
+                started = time.perf_counter()
+                chunk_losses, state = train_steps(
+                    on_device, tf.constant(first), tf.constant(last), state
+                )
+                losses.append(chunk_losses.numpy())
+                self._check_finite(losses[-1])
+                elapsed = time.perf_counter() - started
+                events.scalars(self._step(), {"train/batch_loss": _mean(losses[-1])})
+                bar.update(last - first)
+                bar.set_postfix_str(f"loss {losses[-1][-1]:.4g}")
+                chunk = _next_chunk(last - first, elapsed)
+                first = last
+        return np.concatenate(losses)
+
+    def _finish_epoch(
+        self, epoch: int, train_loss: float | None, test: Arrays, events: EventWriter
+    ) -> dict[str, float]:
+        """Evaluate through the exported signature, then checkpoint, then log; return the metrics."""
+        metrics = evaluate(self.signatures, test, batch_size=self.dataset.batch_size)
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise NonFiniteLoss(
+                    f"test/{name} must be finite. Received: {value} after epoch {epoch}."
+                )
+        prefix = self.run.checkpoint(epoch)
+        self._write_checkpoint(prefix)
+        train = None if train_loss is None else {"loss": train_loss}
+        relative = str(prefix.relative_to(self.run.path))
+        self.run.append_row(Row(epoch, self._step(), train, metrics, relative))
+        scalars = {f"test/{name}": value for name, value in metrics.items()}
+        events.scalars(self._step(), scalars | ({} if train is None else {"train/loss": train["loss"]}))
+        return metrics
+
+    def _keep_interrupted(self) -> None:
+        """Keep the variables of an unfinished epoch, beside the checkpoints of whole ones."""
+        self._write_checkpoint(self.run.path / "checkpoints" / f"step-{self._step():08d}")
+
+    def _write_checkpoint(self, prefix: Any) -> None:
+        slots = {variable.path: variable.value for variable in self.optimizer.variables}
+        checkpoints.write_checkpoint(
+            prefix, {"weights": self.built.weights, "optimizer": slots}
+        )
+
+    def _check_finite(self, losses: np.ndarray) -> None:
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if len(bad):
+            step = self._step() - len(losses) + int(bad[0]) + 1
+            raise NonFiniteLoss(
+                f"The training loss must be finite. Received: {losses[bad[0]]} at step {step}. "
+                "The checkpoints of the epochs before are kept. "
+                "Try a smaller optimizer.learning_rate, or optimizer.warmup_steps."
+            )
+
+    def _step(self) -> int:
+        return int(self.optimizer.iterations.numpy())
+
+
+def train(
+    run: RunDirectory,
+    model: Any,
+    dataset: Dataset,
+    optimizer: Any,
+    *,
+    epochs: int,
+    seed: int,
+    use_xla: bool,
+    config: Mapping[str, Any],
+    stopped: Callable[[], bool],
+) -> bool:
+    """Build a model, write its graph, and train it in a run directory.
+
+    Args:
+        run: A directory this process has claimed.
+        model: See `models.base.Model`.
+        dataset: Arrays that the model consumes.
+        optimizer: Has `build(num_steps)`, which returns a Keras optimizer.
+        epochs: Passes over the training split.
+        seed: Seeds the order of the rows.
+        use_xla: Whether XLA compiles a training step.
+        config: The whole configuration as JSON values, for `run.json`.
+        stopped: Asked between chunks of steps.
+
+    Returns:
+        Whether all epochs were trained.
+    """
+    batch = {
+        name: tf.TensorSpec([None, *array.shape[1:]], array.dtype, name)
+        for name, array in dataset.train.items()
+    }
+    built = model.build(batch, dataset.metadata)
+    num_steps = dataset.num_train // dataset.batch_size * epochs
+    keras_optimizer = optimizer.build(num_steps)
+    keras_optimizer.build([variable for variable in built.weights.values() if variable.trainable])
+    checkpoints.write_graph(run.graph, built)
+    run.write_facts(
+        {
+            "seed": seed,
+            **runtime.describe(),
+            "data": {
+                "fingerprint": dataset.fingerprint(),
+                "num_train": dataset.num_train,
+                "num_test": dataset.num_test,
+            },
+            "model": {
+                "parameters": sum(variable.shape.num_elements() for variable in built.weights.values())
+            },
+            "sizes": {
+                "graph_bytes": sum(f.stat().st_size for f in run.graph.rglob("*") if f.is_file())
+            },
+            "config": config,
+        }
+    )
+    signatures = {
+        name: Signature.of_function(function.get_concrete_function())
+        for name, function in built.signatures.items()
+    }
+    return Training(
+        run, dataset, built, keras_optimizer, signatures, seed, use_xla, stopped
+    ).fit(epochs)
+
+
+def _tensors(arrays: Arrays) -> dict[str, tf.Tensor]:
+    return {name: tf.constant(array) for name, array in arrays.items()}
+
+
+def _mean(losses: np.ndarray) -> float:
+    return float(np.mean(losses, dtype=np.float64))
+
+
+def _next_chunk(num_steps: int, elapsed_secs: float) -> int:
+    """Return how many steps fill a chunk's time, growing at most fourfold at once."""
+    fitting = int(num_steps * CHUNK_SECS / max(elapsed_secs, 1e-9))
+    return max(1, min(4 * num_steps, fitting))
+
+
+def _bar(total: int, unit: str, *, leave: bool = True) -> Any:
+    """Return a progress bar that shows only on a terminal."""
+    return tqdm(total=total, desc=f"{unit}s", unit=unit, leave=leave, disable=None)

@@ -1,0 +1,249 @@
+"""Verification: what was restored, evaluated and held against the log, and the receipt of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from pipeline import checkpoints, formats
+from pipeline.config import ConfigError, Verify
+from pipeline.evaluation import Signature, evaluate
+from pipeline.run import Metrics, Row, RunDirectory, write_text
+
+if TYPE_CHECKING:
+    from data.base import Dataset
+
+MAX_TABLE_ROWS = 24
+"""Rows of a table beyond which matching ones in the middle are left out."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A metric as it was logged in training and as the restored model gives it."""
+
+    logged: float
+    restored: float
+    tolerance: float
+
+    @property
+    def difference(self) -> float:
+        """Restored minus logged."""
+        return self.restored - self.logged
+
+    @property
+    def match(self) -> bool:
+        """Whether the difference is within the tolerance; a value that is no number never is."""
+        return abs(self.difference) <= self.tolerance
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what the receipt says of it."""
+        return {
+            "logged": self.logged,
+            "restored": _json_number(self.restored),
+            "difference": _json_number(self.difference),
+            "tolerance": self.tolerance,
+            "match": self.match,
+        }
+
+
+@dataclass(frozen=True)
+class Verified:
+    """An epoch that was restored from an artifact, with each metric compared.
+
+    Attributes:
+        epoch: The epoch.
+        format: Name of the artifact's format.
+        artifact: Its path relative to the run directory.
+        metrics: Comparisons by the metric's name, such as `loss`.
+    """
+
+    epoch: int
+    format: str
+    artifact: str
+    metrics: Mapping[str, Comparison]
+
+    @property
+    def match(self) -> bool:
+        """Whether every metric matches."""
+        return all(comparison.match for comparison in self.metrics.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what the receipt says of it."""
+        return {
+            "epoch": self.epoch,
+            "format": self.format,
+            "artifact": self.artifact,
+            "metrics": {f"test/{name}": c.as_json() for name, c in self.metrics.items()},
+        }
+
+    def complaints(self) -> list[str]:
+        """Return a sentence for each metric that does not match."""
+        return [
+            f"{self.artifact}, epoch {self.epoch}: test/{name} must be {c.logged!r} as logged. "
+            f"Restored: {c.restored!r}, {c.difference:+.3g} (tolerance {c.tolerance:g})."
+            for name, c in self.metrics.items()
+            if not c.match
+        ]
+
+
+def compare(
+    row: Row, restored: Metrics, tolerance: Verify, *, format: str, artifact: str
+) -> Verified:
+    """Hold restored metrics against a row of the log.
+
+    Raises:
+        ConfigError: They are not the same metrics.
+    """
+    if row.test.keys() != restored.keys():
+        raise ConfigError(
+            [
+                f"Epoch {row.epoch} of the log must have the metrics {sorted(restored)}. "
+                f"Received: {sorted(row.test)}."
+            ]
+        )
+    comparisons = {
+        name: Comparison(
+            logged, restored[name], tolerance.abs_tolerance + tolerance.rel_tolerance * abs(logged)
+        )
+        for name, logged in row.test.items()
+    }
+    return Verified(row.epoch, format, artifact, comparisons)
+
+
+def verify_checkpoints(
+    run: RunDirectory, rows: Sequence[Row], dataset: Dataset, tolerance: Verify
+) -> list[Verified]:
+    """Restore the checkpoint of each row into the run's graph, evaluate it, and compare.
+
+    Raises:
+        ConfigError: A file is missing or damaged, or lacks a variable; the message names it.
+    """
+    graph = checkpoints.open_graph(run.graph)
+    verified = []
+    for row in tqdm(rows, desc="restore and evaluate", unit="epoch", disable=None):
+        checkpoints.restore(run.path / row.checkpoint, graph.weights)
+        metrics = _evaluate(graph.signatures, dataset)
+        verified.append(
+            compare(row, metrics, tolerance, format="checkpoint", artifact=row.checkpoint)
+        )
+    return verified
+
+
+def verify_export(
+    run: RunDirectory, format: str, rows: Sequence[Row], dataset: Dataset, tolerance: Verify
+) -> Verified:
+    """Open the newest export of a format, evaluate it, and compare it with its epoch's row.
+
+    Raises:
+        ConfigError: There is no export, it is damaged, or the log lacks its epoch.
+    """
+    directory = run.newest_export(format)
+    if directory is None:
+        raise ConfigError([f"{run.path} must hold an export in the format {format}. There is none."])
+    epoch = formats.exported_epoch(format, directory)
+    row = next((row for row in rows if row.epoch == epoch), None)
+    if row is None:
+        raise ConfigError([f"{directory} holds epoch {epoch}, which the log does not have."])
+    metrics = _evaluate(formats.load(format).open(directory), dataset)
+    artifact = str(directory.relative_to(run.path))
+    return compare(row, metrics, tolerance, format=format, artifact=artifact)
+
+
+def _evaluate(signatures: Mapping[str, Signature], dataset: Dataset) -> Metrics:
+    return evaluate(signatures, dataset.test, batch_size=dataset.batch_size)
+
+
+def write_receipts(
+    run: RunDirectory, epochs: Sequence[Verified], exports: Sequence[Verified]
+) -> dict[str, Any]:
+    """Write the run's receipt, and each export's into the export; return the run's.
+
+    What an earlier verification found of other epochs and exports stays in the run's receipt: to verify
+    one epoch again proves nothing of the rest, for better or worse.
+    """
+    try:
+        before = json.loads(run.verification.read_text())
+    except (OSError, ValueError):
+        before = {}
+    old_epochs, old_exports = before.get("epochs", []), before.get("exports", [])
+    epoch_rows = _updated(old_epochs, epochs, key=lambda row: row["epoch"])
+    export_rows = _updated(old_exports, exports, key=lambda row: row["artifact"])
+    for export, row in ((export, export.as_json()) for export in exports):
+        facts = run.path / export.artifact / formats.load(export.format).FACTS
+        write_text(facts / formats.RECEIPT, _dump(_receipt(epoch_rows, [row])))
+    receipt = _receipt(epoch_rows, export_rows)
+    write_text(run.verification, _dump(receipt))
+    return receipt
+
+
+def _updated(
+    old: Iterable[dict[str, Any]], new: Iterable[Verified], key: Callable[[dict[str, Any]], Any]
+) -> list[dict[str, Any]]:
+    rows = {key(row): row for row in old} | {key(row.as_json()): row.as_json() for row in new}
+    return [rows[name] for name in sorted(rows)]
+
+
+def _receipt(epochs: list[dict[str, Any]], exports: list[dict[str, Any]]) -> dict[str, Any]:
+    rows = [*epochs, *exports]
+    match = all(metric["match"] for row in rows for metric in row["metrics"].values())
+    about = exports[-1] if exports else {"format": "checkpoint", "artifact": "checkpoints"}
+    return {
+        "verdict": "match" if match else "mismatch",
+        "format": about["format"],
+        "artifact": about["artifact"],
+        "epochs": epochs,
+        "exports": exports,
+    }
+
+
+def _dump(receipt: Mapping[str, Any]) -> str:
+    return json.dumps(receipt, indent=2) + "\n"
+
+
+def _json_number(value: float) -> float | str:
+    """JSON has no word for infinities and not-a-number: they are written as strings."""
+    return value if math.isfinite(value) else str(value)
+
+
+def table(epochs: Sequence[Verified], exports: Sequence[Verified], *, columns: int) -> str:
+    """Return the comparison as an aligned table no wider than `columns`, if that can be.
+
+    Where it is too wide, the restored metrics are left out; of many rows, matching ones in the middle.
+    """
+    labelled = [(str(row.epoch), row) for row in epochs]
+    labelled += [(f"{row.format}@{row.epoch}", row) for row in exports]
+    names = list(labelled[0][1].metrics)
+    header = ["epoch", *(f"test_{n}" for n in names), *(f"restored_{n}" for n in names), "match"]
+    cells = [
+        [
+            label,
+            *(f"{row.metrics[name].logged:.6g}" for name in names),
+            *(f"{row.metrics[name].restored:.6g}" for name in names),
+            "yes" if row.match else "NO",
+        ]
+        for label, row in labelled
+    ]
+    hidden = _hidden_rows([row for _, row in labelled])
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    shown = list(range(len(header)))
+    if sum(widths) + 2 * len(widths) > columns:
+        shown = [i for i in shown if not header[i].startswith("restored_")]
+    lines = []
+    for number, line in enumerate([header, *cells]):
+        if number - 1 not in hidden:
+            lines.append("  ".join(line[i].rjust(widths[i]) for i in shown))
+        elif number - 2 not in hidden:
+            lines.append(f"... {len(hidden)} matching rows ...".rjust(widths[0]))
+    return "\n".join(lines)
+
+
+def _hidden_rows(rows: Sequence[Verified]) -> set[int]:
+    """Return the indices of matching rows to leave out of a long table: one stretch in its middle."""
+    half = MAX_TABLE_ROWS // 2
+    middle = range(half, len(rows) - half)
+    return set(middle) if all(rows[i].match for i in middle) else set()
