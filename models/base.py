@@ -38,11 +38,14 @@ class ArraySpec:
 
     def __str__(self) -> str:
         sizes = ", ".join("any" if size is None else str(size) for size in self.shape)
-        dtypes = (
-            name if bounds is None else f"{name} in [{bounds[0]:g}, {bounds[1]:g}]"
-            for name, bounds in self.dtypes.items()
+        by_bounds: dict[tuple[float, float] | None, list[str]] = {}
+        for name, bounds in self.dtypes.items():
+            by_bounds.setdefault(bounds, []).append(name)
+        kinds = (
+            "/".join(names) + ("" if bounds is None else f" in [{bounds[0]:g}, {bounds[1]:g}]")
+            for bounds, names in by_bounds.items()
         )
-        return f"[{sizes}] " + " or ".join(dtypes)
+        return f"[{sizes}] " + " or ".join(kinds)
 
 
 def indices(size: int, *, rank: int = 1) -> ArraySpec:

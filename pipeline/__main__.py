@@ -36,7 +36,7 @@ def main(cfg: DictConfig) -> int:
 
     started = time.perf_counter()
     with command.stop_signals() as received:
-        finished = training.train(
+        finished = training.prepare(
             run,
             settings.model,
             dataset,
@@ -46,7 +46,7 @@ def main(cfg: DictConfig) -> int:
             use_xla=settings.train.compile == "xla",
             config=settings.resolved,
             stopped=lambda: bool(received),
-        )
+        ).fit()
         rows = run.read_rows()
         seconds = time.perf_counter() - started
         log.info("trained %d epochs in %.1f s: %s", rows[-1].epoch, seconds, run.path)
@@ -58,8 +58,8 @@ def main(cfg: DictConfig) -> int:
     code = command.in_fresh_process("pipeline.evaluate", run_dir=run.path)
     if received:
         raise command.Stopped(received[0])
-    log.info("again: python -m pipeline.evaluate run_dir=%s", run.path)
-    log.info("curves: tensorboard --logdir %s", run.tensorboard)
+    log.info("evaluate again:  python -m pipeline.evaluate run_dir=%s", run.path)
+    log.info("see the curves:  tensorboard --logdir %s", run.tensorboard)
     return code
 
 

@@ -39,6 +39,7 @@ from pipeline.config import ConfigError, unknown
 
 CONF = "pkg://conf"
 DONE, FAILED, BAD_INPUT, MISMATCH = 0, 1, 2, 3
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,8 @@ def run(
     try:
         if _is_plain_run(arguments):
             with _hydra_app(arguments) as app:
-                check(_compose(app, arguments.config_name or config_name, arguments.overrides))
+                name = arguments.config_name or config_name
+                _compose_and_check(app, name, arguments.overrides, check)
         hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(single_job)()
         if failures:
             raise failures[0]
@@ -155,8 +157,11 @@ def _exit(code: int, sentences: Sequence[str], error: BaseException) -> NoReturn
     """Say what went wrong on the standard error, whole traceback only if asked for, and exit."""
     if os.environ.get("HYDRA_FULL_ERROR"):
         raise error
-    title = "error" if len(sentences) == 1 else f"{len(sentences)} errors"
-    print("\n".join([f"{title}:", *(f"  {sentence}" for sentence in sentences)]), file=sys.stderr)
+    if len(sentences) == 1:
+        print(f"error: {sentences[0]}", file=sys.stderr)
+    else:
+        listed = (f"  {sentence}" for sentence in sentences)
+        print("\n".join([f"{len(sentences)} errors:", *listed]), file=sys.stderr)
     sys.exit(code)
 
 
@@ -182,17 +187,26 @@ def _hydra_app(arguments: argparse.Namespace) -> Iterator[Hydra]:
         GlobalHydra.instance().clear()
 
 
-def _compose(app: Hydra, config_name: str, overrides: Sequence[str]) -> DictConfig:
-    """Compose a configuration.
+def _compose_and_check(
+    app: Hydra, config_name: str, overrides: Sequence[str], check: Callable[[DictConfig], object]
+) -> None:
+    """Compose a configuration and check it.
 
     Raises:
-        ConfigError: With every override that does not fit.
+        ConfigError: With every override that does not fit, and all that is wrong with the rest.
     """
     try:
-        return _try_compose(app, config_name, overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        problems = _explain_each(app, config_name, overrides)
-        raise ConfigError(problems or [" ".join(str(error).split())]) from error
+        composed = _try_compose(app, config_name, overrides)
+    except HYDRA_ERRORS as error:
+        accepted, problems = _explain_each(app, config_name, overrides)
+        if not problems:
+            raise ConfigError([_in_one_line(error)]) from error
+        try:
+            check(_try_compose(app, config_name, accepted))
+        except ConfigError as other:
+            problems += other.problems
+        raise ConfigError(problems) from error
+    check(composed)
 
 
 def _try_compose(app: Hydra, config_name: str, overrides: Sequence[str]) -> DictConfig:
@@ -204,8 +218,10 @@ def _try_compose(app: Hydra, config_name: str, overrides: Sequence[str]) -> Dict
     )
 
 
-def _explain_each(app: Hydra, config_name: str, overrides: Sequence[str]) -> list[str]:
-    """Return a sentence for each override that fails when added to those that do not.
+def _explain_each(
+    app: Hydra, config_name: str, overrides: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Return the overrides that fit, and a sentence for each that fails when added to them.
 
     Choices of a group come first, because they decide which keys exist.
     """
@@ -219,17 +235,17 @@ def _explain_each(app: Hydra, config_name: str, overrides: Sequence[str]) -> lis
     for override in sorted(overrides, key=is_group, reverse=True):
         try:
             _try_compose(app, config_name, [*accepted, override])
-        except (HydraException, OmegaConfBaseException) as error:
+        except HYDRA_ERRORS as error:
             problems.append(_explain(app, config_name, accepted, override, error))
         else:
             accepted.append(override)
-    return problems
+    return accepted, problems
 
 
 def _explain(
     app: Hydra, config_name: str, accepted: Sequence[str], override: str, error: Exception
 ) -> str:
-    said = " ".join(str(error).split())
+    said = _in_one_line(error)
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException:
@@ -243,13 +259,19 @@ def _explain(
         return unknown(key, ", ".join(map(str, bad)), options) if bad else said
     try:
         known = _try_compose(app, config_name, accepted)
-    except (HydraException, OmegaConfBaseException):
+    except HYDRA_ERRORS:
         return said
     *parents, _ = key.split(".")
     node = OmegaConf.select(known, ".".join(parents)) if parents else known
     if isinstance(node, DictConfig):
         return unknown(key, key.split(".")[-1], [k for k in node if k != "hydra"], what="key")
     return unknown(key, parents[0], [k for k in known if k != "hydra"], what="key")
+
+
+def _in_one_line(error: BaseException) -> str:
+    """Return what an error and those that caused it say."""
+    said = " ".join(str(error).split())
+    return said if error.__cause__ is None else f"{said} {_in_one_line(error.__cause__)}".strip()
 
 
 def _options(app: Hydra, group: str) -> list[str]:

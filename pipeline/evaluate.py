@@ -7,6 +7,7 @@ a model.
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,7 @@ def evaluate(cfg: DictConfig) -> int:
         for name in request.exports
     ]
     receipt = verification.write_receipts(run, epochs, exports)
-    columns = shutil.get_terminal_size((120, 24)).columns
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     print(verification.table(epochs, exports, columns=columns))
     for verified in (*epochs, *exports):
         for complaint in verified.complaints():

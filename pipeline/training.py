@@ -48,6 +48,20 @@ def order(
     return rows[: num_steps * batch_size].reshape(num_steps, batch_size)
 
 
+@dataclass(frozen=True)
+class Compiled:
+    """The compiled functions of a training.
+
+    Attributes:
+        step: (batch, seed int32 `[2]`) -> (loss `[]`, carried state): one optimizer step.
+        steps: (rows int32 `[steps, batch_size]`, first `[]`, last `[]`, state) -> (losses float32
+            `[last - first]`, state): the steps `first` to `last - 1` of an epoch, without Python.
+    """
+
+    step: Callable[..., tuple[tf.Tensor, Tensors]]
+    steps: Callable[..., tuple[tf.Tensor, Tensors]]
+
+
 def compile_steps(
     built: BuiltModel,
     optimizer: keras.optimizers.Optimizer,
@@ -55,7 +69,7 @@ def compile_steps(
     *,
     seed: int,
     use_xla: bool,
-) -> Callable[..., tuple[tf.Tensor, Tensors]]:
+) -> Compiled:
     """Compile the training loop.
 
     Args:
@@ -64,33 +78,29 @@ def compile_steps(
         arrays: The whole training split.
         seed: The run's seed; the loss receives it with the number of the step.
         use_xla: Whether XLA compiles a step, rather than the graph executor run its operations.
-
-    Returns:
-        A function (rows int32 `[steps, batch_size]`, first `[]`, last `[]`, state) -> (losses float32
-        `[last - first]`, state) that takes the steps `first` to `last - 1` of an epoch.
     """
     variables = [variable for variable in built.weights.values() if variable.trainable]
 
     @tf.function(jit_compile=use_xla)
-    def train_step(batch: Tensors, step_seed: tf.Tensor) -> tuple[tf.Tensor, Tensors]:
+    def step(batch: Tensors, step_seed: tf.Tensor) -> tuple[tf.Tensor, Tensors]:
         with tf.GradientTape() as tape:
             loss, state = built.loss(batch, step_seed)
         optimizer.apply(tape.gradient(loss, variables), variables)
         return loss, state
 
     @tf.function
-    def train_steps(
+    def steps(
         rows: tf.Tensor, first: tf.Tensor, last: tf.Tensor, state: Tensors
     ) -> tuple[tf.Tensor, Tensors]:
         losses = tf.TensorArray(tf.float32, last - first)
-        for step in tf.range(first, last):
-            batch = {name: tf.gather(array, rows[step]) for name, array in arrays.items()}
+        for number in tf.range(first, last):
+            batch = {name: tf.gather(array, rows[number]) for name, array in arrays.items()}
             taken = tf.cast(optimizer.iterations.value, tf.int32)
-            loss, state = train_step({**batch, **state}, tf.stack([seed, taken]))
-            losses = losses.write(step - first, loss)
+            loss, state = step({**batch, **state}, tf.stack([seed, taken]))
+            losses = losses.write(number - first, loss)
         return losses.stack(), state
 
-    return train_steps
+    return Compiled(step, steps)
 
 
 @dataclass(frozen=True)
@@ -102,11 +112,12 @@ class Training:
     built: BuiltModel
     optimizer: keras.optimizers.Optimizer
     signatures: Mapping[str, Signature]
+    epochs: int
     seed: int
     use_xla: bool
     stopped: Callable[[], bool]
 
-    def fit(self, epochs: int) -> bool:
+    def fit(self) -> bool:
         """Train, evaluating, logging and checkpointing before the first epoch and after each.
 
         Returns:
@@ -115,18 +126,12 @@ class Training:
         Raises:
             NonFiniteLoss: The loss or a metric became infinite or not a number.
         """
-        train_steps = compile_steps(
-            self.built,
-            self.optimizer,
-            _tensors(self.dataset.train),
-            seed=self.seed,
-            use_xla=self.use_xla,
-        )
+        steps = self.compile().steps
         test = _tensors(self.dataset.test)
-        with EventWriter(self.run.tensorboard) as events, _bar(epochs, "epoch") as bar:
+        with EventWriter(self.run.tensorboard) as events, _bar(self.epochs, "epoch") as bar:
             self._finish_epoch(0, None, test, events)
-            for epoch in range(1, epochs + 1):
-                losses = self._train_epoch(epoch, train_steps, events)
+            for epoch in range(1, self.epochs + 1):
+                losses = self.train_epoch(epoch, steps, events)
                 if losses is None:
                     return False
                 metrics = self._finish_epoch(epoch, _mean(losses), test, events)
@@ -134,8 +139,18 @@ class Training:
                 bar.set_postfix({name: f"{value:.4g}" for name, value in metrics.items()})
         return True
 
-    def _train_epoch(
-        self, epoch: int, train_steps: Callable[..., Any], events: EventWriter
+    def compile(self) -> Compiled:
+        """Compile the training loop over the training split."""
+        return compile_steps(
+            self.built,
+            self.optimizer,
+            _tensors(self.dataset.train),
+            seed=self.seed,
+            use_xla=self.use_xla,
+        )
+
+    def train_epoch(
+        self, epoch: int, steps: Callable[..., Any], events: EventWriter
     ) -> np.ndarray | None:
         """Return the losses of the epoch's steps, or `None` if stopped before its end."""
         dataset = self.dataset
@@ -157,7 +172,7 @@ class Training:
                     return None
                 last = min(first + chunk, len(rows))
                 started = time.perf_counter()
-                chunk_losses, state = train_steps(
+                chunk_losses, state = steps(
                     on_device, tf.constant(first), tf.constant(last), state
                 )
                 losses.append(chunk_losses.numpy())
@@ -213,7 +228,7 @@ class Training:
         return int(self.optimizer.iterations.numpy())
 
 
-def train(
+def prepare(
     run: RunDirectory,
     model: Any,
     dataset: Dataset,
@@ -224,22 +239,19 @@ def train(
     use_xla: bool,
     config: Mapping[str, Any],
     stopped: Callable[[], bool],
-) -> bool:
-    """Build a model, write its graph, and train it in a run directory.
+) -> Training:
+    """Build a model and write its graph and `run.json`; then it is ready to `fit`.
 
     Args:
         run: A directory this process has claimed.
         model: See `models.base.Model`.
         dataset: Arrays that the model consumes.
         optimizer: Has `build(num_steps)`, which returns a Keras optimizer.
-        epochs: Passes over the training split.
+        epochs: Passes over the training split, which a schedule may have to know.
         seed: Seeds the order of the rows.
         use_xla: Whether XLA compiles a training step.
         config: The whole configuration as JSON values, for `run.json`.
         stopped: Asked between chunks of steps.
-
-    Returns:
-        Whether all epochs were trained.
     """
     batch = {
         name: tf.TensorSpec([None, *array.shape[1:]], array.dtype, name)
@@ -273,8 +285,8 @@ def train(
         for name, function in built.signatures.items()
     }
     return Training(
-        run, dataset, built, keras_optimizer, signatures, seed, use_xla, stopped
-    ).fit(epochs)
+        run, dataset, built, keras_optimizer, signatures, epochs, seed, use_xla, stopped
+    )
 
 
 def _tensors(arrays: Arrays) -> dict[str, tf.Tensor]:
