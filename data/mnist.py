@@ -54,9 +54,7 @@ class Mnist:
         for name in DIGESTS:
             if self._find(name) is None:
                 self._fetch(name)
-        return Dataset(
-            train=self._split("train"), test=self._split("t10k"), batch_size=self.batch_size
-        )
+        return Dataset(train=self._split("train"), test=self._split("t10k"), batch_size=self.batch_size)
 
     def _split(self, prefix: str) -> Arrays:
         images = _read_idx(self._path(f"{prefix}-images-idx3-ubyte"), num_dimensions=3)
@@ -96,8 +94,7 @@ class Mnist:
             digest = hashlib.md5(_unpack(part), usedforsecurity=False).hexdigest()
             if digest != DIGESTS[name]:
                 raise DataError(
-                    f"{url} must unpack to the file of MD5 {DIGESTS[name]}. "
-                    f"Received: {digest}. {remedy}."
+                    f"{url} must unpack to the file of MD5 {DIGESTS[name]}. Received: {digest}. {remedy}."
                 )
             part.rename(self.dir / f"{name}.gz")
         except (OSError, http.client.HTTPException) as error:

@@ -24,9 +24,7 @@ class Numbers:
     def load(self) -> Dataset:
         """Make both splits."""
         whole = np.arange(self.count, dtype=np.float32)
-        return Dataset(
-            train=_doubles(whole), test=_doubles(whole[:-1] + 0.5), batch_size=self.batch_size
-        )
+        return Dataset(train=_doubles(whole), test=_doubles(whole[:-1] + 0.5), batch_size=self.batch_size)
 
 
 def _doubles(x: np.ndarray) -> Arrays:

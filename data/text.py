@@ -62,9 +62,7 @@ class Text:
                 f"{self.path} must be UTF-8 text. Byte {error.start} is not: {error.reason}."
             ) from error
         except OSError as error:
-            raise DataError(
-                f"data.path must name a text file. {self.path}: {error.strerror}."
-            ) from error
+            raise DataError(f"data.path must name a text file. {self.path}: {error.strerror}.") from error
 
     def _streams(self, tokens: np.ndarray) -> Arrays:
         num_steps = (len(tokens) - 1) // self.batch_size // self.sequence_length

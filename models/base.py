@@ -50,9 +50,7 @@ class ArraySpec:
 
 def indices(size: int, *, rank: int = 1) -> ArraySpec:
     """Return the spec of integers in [0, size), such as labels `[B]` or tokens `[B, T]`."""
-    return ArraySpec(
-        (None,) * rank, dict.fromkeys(("uint8", "uint16", "int32", "int64"), (0, size - 1))
-    )
+    return ArraySpec((None,) * rank, dict.fromkeys(("uint8", "uint16", "int32", "int64"), (0, size - 1)))
 
 
 @dataclass(frozen=True)

@@ -58,9 +58,7 @@ class CharLSTM:
             keras.ops.one_hot(tokens, vocabulary_size), initial_state=[state_h, state_c]
         )
         logits = keras.layers.Dense(vocabulary_size, name="output")(hidden)
-        return keras.Model(
-            [tokens, state_h, state_c], [logits, last_h, last_c], name="char_lstm"
-        )
+        return keras.Model([tokens, state_h, state_c], [logits, last_h, last_c], name="char_lstm")
 
     def build(self, batch: Mapping[str, tf.TensorSpec], metadata: Mapping[str, Any]) -> BuiltModel:
         """Make the variables, the loss and the signatures.
@@ -74,9 +72,7 @@ class CharLSTM:
         state_c_spec = tf.TensorSpec([None, self.units], tf.float32, "state_c")
         state_h_spec = tf.TensorSpec([None, self.units], tf.float32, "state_h")
 
-        def run(
-            tokens: tf.Tensor, state_c: tf.Tensor, state_h: tf.Tensor
-        ) -> tuple[tf.Tensor, Tensors]:
+        def run(tokens: tf.Tensor, state_c: tf.Tensor, state_h: tf.Tensor) -> tuple[tf.Tensor, Tensors]:
             """Return logits `[B, T, V]` and the state after the last step."""
             logits, last_h, last_c = network([tf.cast(tokens, tf.int32), state_h, state_c])
             return logits, {"state_c": last_c, "state_h": last_h}
@@ -102,9 +98,7 @@ class CharLSTM:
             shape = [batch_size, self.units]
             return {"state_c": tf.zeros(shape), "state_h": tf.zeros(shape)}
 
-        @tf.function(
-            input_signature=[batch["tokens"], batch["targets"], state_c_spec, state_h_spec]
-        )
+        @tf.function(input_signature=[batch["tokens"], batch["targets"], state_c_spec, state_h_spec])
         def evaluate(
             tokens: tf.Tensor, targets: tf.Tensor, state_c: tf.Tensor, state_h: tf.Tensor
         ) -> Tensors:
@@ -170,9 +164,7 @@ def _generate(
             tf.TensorSpec([2], tf.int32, "seed"),
         ]
     )
-    def generate(
-        prompt: tf.Tensor, length: tf.Tensor, temperature: tf.Tensor, seed: tf.Tensor
-    ) -> Tensors:
+    def generate(prompt: tf.Tensor, length: tf.Tensor, temperature: tf.Tensor, seed: tf.Tensor) -> Tensors:
         given = encode(prompt)
         first = tf.random.stateless_uniform([1], seed, 0, len(vocabulary), tf.int32)
         start = tf.cond(tf.size(given) > 0, lambda: given, lambda: first)

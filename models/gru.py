@@ -60,9 +60,7 @@ class GRUClassifier:
                 keras.Input((None, self.num_features), name="features"),
                 keras.layers.Bidirectional(
                     # The portable kernel: the GPU-only one would be baked into the exported graph.
-                    keras.layers.GRU(
-                        self.units, return_sequences=True, use_cudnn=False, name="gru"
-                    ),
+                    keras.layers.GRU(self.units, return_sequences=True, use_cudnn=False, name="gru"),
                     name="bidirectional",
                 ),
                 keras.layers.GlobalAveragePooling1D(name="mean_over_time"),

@@ -55,13 +55,9 @@ class MnistCNN:
         return keras.Sequential(
             [
                 keras.Input(IMAGE, name="images"),
-                layers.Conv2D(
-                    self.filters, 5, padding="same", activation="relu", name="convolution_1"
-                ),
+                layers.Conv2D(self.filters, 5, padding="same", activation="relu", name="convolution_1"),
                 layers.MaxPooling2D(2, name="pooling_1"),
-                layers.Conv2D(
-                    self.filters, 3, padding="same", activation="relu", name="convolution_2"
-                ),
+                layers.Conv2D(self.filters, 3, padding="same", activation="relu", name="convolution_2"),
                 layers.MaxPooling2D(2, name="pooling_2"),
                 layers.Flatten(name="flatten"),
                 layers.Dense(self.hidden_units, activation="relu", name="hidden_1"),

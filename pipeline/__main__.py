@@ -51,13 +51,13 @@ def main(cfg: DictConfig) -> int:
         seconds = time.perf_counter() - started
         log.info("trained %d epochs in %.1f s: %s", rows[-1].epoch, seconds, run.path)
         if not finished and settings.train.on_interrupt == "stop":
-            raise command.Stopped(received[0])
+            raise command.StopRequested(received[0])
         (row,) = select_rows(rows, settings.epoch if finished else "last")
         for name in settings.export:
             log.info("exported epoch %d: %s", row.epoch, formats.export(run, name, row.epoch))
     code = command.in_fresh_process("pipeline.evaluate", run_dir=run.path)
     if received:
-        raise command.Stopped(received[0])
+        raise command.StopRequested(received[0])
     log.info("evaluate again:  python -m pipeline.evaluate run_dir=%s", run.path)
     log.info("see the curves:  tensorboard --logdir %s", run.tensorboard)
     return code

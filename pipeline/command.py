@@ -44,7 +44,7 @@ HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
 log = logging.getLogger(__name__)
 
 
-class Stopped(Exception):
+class StopRequested(Exception):
     """The command was told to stop by a signal, and did so in good order."""
 
     def __init__(self, signal_number: int) -> None:
@@ -90,12 +90,15 @@ def run(
             raise failures[0]
     except ConfigError as error:
         _exit(BAD_INPUT, error.problems, error)
-    except Stopped as error:
+    except StopRequested as error:
         _exit(error.exit_code, [str(error)], error)
     except KeyboardInterrupt as error:
         _exit(128 + signal.SIGINT, ["stopped by Ctrl-C"], error)
+    except BrokenPipeError:
+        # Whoever read the output has gone, as `head` does; there is no one to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILED)
     except Exception as error:
-        log.debug("The error's origin:", exc_info=error)
         _exit(FAILED, [f"{type(error).__name__}: {error}"], error)
     sys.exit(max(codes, default=DONE))
 
@@ -154,9 +157,13 @@ def in_fresh_process(module: str, **overrides: object) -> int:
 
 
 def _exit(code: int, sentences: Sequence[str], error: BaseException) -> NoReturn:
-    """Say what went wrong on the standard error, whole traceback only if asked for, and exit."""
+    """Say what went wrong on the standard error, and exit.
+
+    The traceback goes to the run's log file, if there is one, and with HYDRA_FULL_ERROR=1 to the terminal.
+    """
     if os.environ.get("HYDRA_FULL_ERROR"):
         raise error
+    log.debug("The error's origin:", exc_info=error)
     if len(sentences) == 1:
         print(f"error: {sentences[0]}", file=sys.stderr)
     else:
@@ -176,9 +183,7 @@ def _hydra_app(arguments: argparse.Namespace) -> Iterator[Hydra]:
     search_path = create_automatic_config_search_path(None, None, CONF)
     if arguments.config_dir is not None:
         if not Path(arguments.config_dir).is_dir():
-            raise ConfigError(
-                [f"--config-dir must name a folder. Not found: {arguments.config_dir}."]
-            )
+            raise ConfigError([f"--config-dir must name a folder. Not found: {arguments.config_dir}."])
         path = f"file://{Path(arguments.config_dir).absolute()}"
         search_path.prepend("command-line", path, SearchPathQuery(provider="schema"))
     try:
@@ -218,9 +223,7 @@ def _try_compose(app: Hydra, config_name: str, overrides: Sequence[str]) -> Dict
     )
 
 
-def _explain_each(
-    app: Hydra, config_name: str, overrides: Sequence[str]
-) -> tuple[list[str], list[str]]:
+def _explain_each(app: Hydra, config_name: str, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the overrides that fit, and a sentence for each that fails when added to them.
 
     Choices of a group come first, because they decide which keys exist.
@@ -242,9 +245,7 @@ def _explain_each(
     return accepted, problems
 
 
-def _explain(
-    app: Hydra, config_name: str, accepted: Sequence[str], override: str, error: Exception
-) -> str:
+def _explain(app: Hydra, config_name: str, accepted: Sequence[str], override: str, error: Exception) -> str:
     said = _in_one_line(error)
     try:
         parsed = OverridesParser.create().parse_override(override)
@@ -254,7 +255,8 @@ def _explain(
     if parsed.is_sweep_override():
         return f"{override} names several values. Add --multirun (-m) to run them all."
     if options := _options(app, key):
-        chosen = parsed.value() if isinstance(parsed.value(), list) else [parsed.value()]
+        value: Any = parsed.value()
+        chosen = value if isinstance(value, list) else [value]
         bad = [value for value in chosen if value not in options]
         return unknown(key, ", ".join(map(str, bad)), options) if bad else said
     try:

@@ -14,16 +14,14 @@ import operator
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
-
-
-
 if TYPE_CHECKING:
-    from data.base import Arrays, Dataset, Source
+    import numpy.typing as npt
+
+    from data.base import Dataset, Source
     from models.base import ArraySpec, Model
 
 COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
@@ -124,9 +122,8 @@ def check(values: Mapping[str, Any]) -> Settings:
     }
     sections = {key: value for key, value in values.items() if key not in components}
     bound = bind(_Sections, sections, "", problems)
-    for name in bound.get("export") or {}:
-        if name not in FORMATS:
-            problems.append(unknown("export", name, FORMATS))
+    formats = bound.get("export") or {}
+    problems += [unknown("export", name, FORMATS) for name in formats if name not in FORMATS]
     if not problems:
         problems += _conflicts(bound["train"], bound["epoch"])
     if problems:
@@ -144,9 +141,7 @@ def check(values: Mapping[str, Any]) -> Settings:
 def _conflicts(train: Train, epoch: int | str) -> Iterable[str]:
     """Check what concerns several sections at once."""
     if epoch not in ("last", "best", *range(train.epochs + 1)):
-        yield (
-            f"epoch must be last, best, or of 0 to train.epochs ({train.epochs}). Received: {epoch}."
-        )
+        yield (f"epoch must be last, best, or of 0 to train.epochs ({train.epochs}). Received: {epoch}.")
 
 
 def load(source: Source) -> Dataset:
@@ -161,9 +156,7 @@ def load(source: Source) -> Dataset:
         raise ConfigError([str(error)]) from error
 
 
-def construct(
-    values: Any, name: str, problems: list[str]
-) -> tuple[Any, Mapping[str, Any]]:
+def construct(values: Any, name: str, problems: list[str]) -> tuple[Any, Mapping[str, Any]]:
     """Construct the component that `values` names by `_target_`, with the rest as its arguments.
 
     Returns:
@@ -320,7 +313,7 @@ def check_batch(specs: Mapping[str, ArraySpec], dataset: Dataset) -> None:
         raise ConfigError(problems)
 
 
-def _array_problems(name: str, array: np.ndarray, spec: ArraySpec) -> Iterable[str]:
+def _array_problems(name: str, array: npt.NDArray[Any], spec: ArraySpec) -> Iterable[str]:
     shape_fits = len(array.shape) == len(spec.shape) and all(
         size is None or size == actual for size, actual in zip(spec.shape, array.shape, strict=True)
     )
@@ -331,5 +324,5 @@ def _array_problems(name: str, array: np.ndarray, spec: ArraySpec) -> Iterable[s
     if bounds is not None:
         outside = (array < bounds[0]) | (array > bounds[1])
         if outside.any():
-            row = int(np.argwhere(outside)[0][0])
+            row = int(outside.nonzero()[0][0])
             yield f"{name} must be {spec}. Row {row} holds {array[outside].flat[0]}."

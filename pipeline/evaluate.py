@@ -95,15 +95,11 @@ def evaluate(cfg: DictConfig) -> int:
                 f"Received: {dataset.fingerprint()}. It has changed since; no metric would compare."
             ]
         )
-    runtime.start_tensorflow(
-        seed=facts["seed"], deterministic=facts["config"]["train"]["deterministic"]
-    )
+    runtime.start_tensorflow(seed=facts["seed"], deterministic=facts["config"]["train"]["deterministic"])
     from pipeline import verification
 
     epochs = (
-        verification.verify_checkpoints(run, request.rows, dataset, request.tolerance)
-        if request.rows
-        else []
+        verification.verify_checkpoints(run, request.rows, dataset, request.tolerance) if request.rows else []
     )
     exports = [
         verification.verify_export(run, name, request.log, dataset, request.tolerance)

@@ -74,9 +74,7 @@ class SGD(Schedule):
         """Return the Keras optimizer for a training of `num_steps` steps."""
         import keras
 
-        return keras.optimizers.SGD(
-            self.build_schedule(num_steps), self.momentum, self.nesterov, name="sgd"
-        )
+        return keras.optimizers.SGD(self.build_schedule(num_steps), self.momentum, self.nesterov, name="sgd")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,11 @@
 """A run directory: where everything about a run is, and how it is written so that a crash loses nothing.
 
-    run.json         what was run: configuration, versions, device, data, sizes
-    metrics.jsonl    the log, a line per epoch
-    checkpoints/     graph/ and epoch-0000, epoch-0001, ...
-    export/          <format>/<version>/
-    verification.json  the receipt
-    tensorboard/     event files
+run.json         what was run: configuration, versions, device, data, sizes
+metrics.jsonl    the log, a line per epoch
+checkpoints/     graph/ and epoch-0000, epoch-0001, ...
+export/          <format>/<version>/
+verification.json  the receipt
+tensorboard/     event files
 """
 
 from __future__ import annotations

@@ -37,9 +37,7 @@ class NonFiniteLoss(ArithmeticError):
     """The loss is no longer a number; what was trained before is kept."""
 
 
-def order(
-    num_rows: int, batch_size: int, *, seed: int, epoch: int, ordered: bool
-) -> np.ndarray:
+def order(num_rows: int, batch_size: int, *, seed: int, epoch: int, ordered: bool) -> np.ndarray:
     """Return the rows of each batch of an epoch: int32 `[steps, batch_size]`, whole batches only."""
     rows = np.arange(num_rows, dtype=np.int32)
     if not ordered:
@@ -149,9 +147,7 @@ class Training:
             use_xla=self.use_xla,
         )
 
-    def train_epoch(
-        self, epoch: int, steps: Callable[..., Any], events: EventWriter
-    ) -> np.ndarray | None:
+    def train_epoch(self, epoch: int, steps: Callable[..., Any], events: EventWriter) -> np.ndarray | None:
         """Return the losses of the epoch's steps, or `None` if stopped before its end."""
         dataset = self.dataset
         rows = order(
@@ -172,9 +168,7 @@ class Training:
                     return None
                 last = min(first + chunk, len(rows))
                 started = time.perf_counter()
-                chunk_losses, state = steps(
-                    on_device, tf.constant(first), tf.constant(last), state
-                )
+                chunk_losses, state = steps(on_device, tf.constant(first), tf.constant(last), state)
                 losses.append(chunk_losses.numpy())
                 self._check_finite(losses[-1])
                 elapsed = time.perf_counter() - started
@@ -192,9 +186,7 @@ class Training:
         metrics = evaluate(self.signatures, test, batch_size=self.dataset.batch_size)
         for name, value in metrics.items():
             if not math.isfinite(value):
-                raise NonFiniteLoss(
-                    f"test/{name} must be finite. Received: {value} after epoch {epoch}."
-                )
+                raise NonFiniteLoss(f"test/{name} must be finite. Received: {value} after epoch {epoch}.")
         prefix = self.run.checkpoint(epoch)
         self._write_checkpoint(prefix)
         train = None if train_loss is None else {"loss": train_loss}
@@ -210,9 +202,7 @@ class Training:
 
     def _write_checkpoint(self, prefix: Any) -> None:
         slots = {variable.path: variable.value for variable in self.optimizer.variables}
-        checkpoints.write_checkpoint(
-            prefix, {"weights": self.built.weights, "optimizer": slots}
-        )
+        checkpoints.write_checkpoint(prefix, {"weights": self.built.weights, "optimizer": slots})
 
     def _check_finite(self, losses: np.ndarray) -> None:
         bad = np.flatnonzero(~np.isfinite(losses))
@@ -274,9 +264,7 @@ def prepare(
             "model": {
                 "parameters": sum(variable.shape.num_elements() for variable in built.weights.values())
             },
-            "sizes": {
-                "graph_bytes": sum(f.stat().st_size for f in run.graph.rglob("*") if f.is_file())
-            },
+            "sizes": {"graph_bytes": sum(f.stat().st_size for f in run.graph.rglob("*") if f.is_file())},
             "config": config,
         }
     )
@@ -284,9 +272,7 @@ def prepare(
         name: Signature.of_function(function.get_concrete_function())
         for name, function in built.signatures.items()
     }
-    return Training(
-        run, dataset, built, keras_optimizer, signatures, epochs, seed, use_xla, stopped
-    )
+    return Training(run, dataset, built, keras_optimizer, signatures, epochs, seed, use_xla, stopped)
 
 
 def _tensors(arrays: Arrays) -> dict[str, tf.Tensor]:

@@ -91,9 +91,7 @@ class Verified:
         ]
 
 
-def compare(
-    row: Row, restored: Metrics, tolerance: Verify, *, format: str, artifact: str
-) -> Verified:
+def compare(row: Row, restored: Metrics, tolerance: Verify, *, format: str, artifact: str) -> Verified:
     """Hold restored metrics against a row of the log.
 
     Raises:
@@ -128,9 +126,7 @@ def verify_checkpoints(
     for row in tqdm(rows, desc="restore and evaluate", unit="epoch", disable=None):
         checkpoints.restore(run.path / row.checkpoint, graph.weights)
         metrics = _evaluate(graph.signatures, dataset)
-        verified.append(
-            compare(row, metrics, tolerance, format="checkpoint", artifact=row.checkpoint)
-        )
+        verified.append(compare(row, metrics, tolerance, format="checkpoint", artifact=row.checkpoint))
     return verified
 
 

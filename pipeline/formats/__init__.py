@@ -35,7 +35,7 @@ class Format(Protocol):
 def load(name: str) -> Format:
     """Return the module of a format."""
     module: Any = importlib.import_module(f"pipeline.formats.{name}")
-    return module  # type: ignore[no-any-return]
+    return module
 
 
 def export(run: RunDirectory, name: str, epoch: int) -> Path:

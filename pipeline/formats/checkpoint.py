@@ -1,8 +1,8 @@
 """`checkpoint`: the graph beside the variables of one epoch, as TensorFlow checkpoint files.
 
-    graph/                     SavedModel: the signatures
-    epoch-0003.index, .data-…  the variables (and the optimizer's) after epoch 3
-    manifest.json              which epoch, which run
+graph/                     SavedModel: the signatures
+epoch-0003.index, .data-…  the variables (and the optimizer's) after epoch 3
+manifest.json              which epoch, which run
 """
 
 from __future__ import annotations

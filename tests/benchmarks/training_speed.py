@@ -74,9 +74,7 @@ def characters() -> Dataset:
         }
 
     metadata = {"vocabulary": VOCABULARY}
-    return Dataset(
-        train=split(128), test=split(16), batch_size=16, ordered=True, metadata=metadata
-    )
+    return Dataset(train=split(128), test=split(16), batch_size=16, ordered=True, metadata=metadata)
 
 
 ROWS = {
@@ -124,9 +122,7 @@ def bare_epoch(name: str, folder: Path) -> Callable[[], object]:
 
     training = pipeline_training(name, folder)
     dataset = training.dataset
-    arrays = {
-        name: tf.constant(array[: dataset.batch_size]) for name, array in dataset.train.items()
-    }
+    arrays = {name: tf.constant(array[: dataset.batch_size]) for name, array in dataset.train.items()}
     batch = arrays | initial_state(training.signatures, dataset.batch_size)
     seed = tf.zeros([2], tf.int32)
     step = training.compile().step.get_concrete_function(batch, seed)
@@ -180,9 +176,7 @@ def keras_epoch(name: str, folder: Path) -> Callable[[], object]:
         features = dataset.train["images"].astype(np.float32) / 255
     else:
         tokens = keras.Input((100,), dtype="int32")
-        hidden = layers.LSTM(500, return_sequences=True)(
-            keras.ops.one_hot(tokens, len(VOCABULARY))
-        )
+        hidden = layers.LSTM(500, return_sequences=True)(keras.ops.one_hot(tokens, len(VOCABULARY)))
         network = keras.Model(tokens, layers.Dense(len(VOCABULARY))(hidden))
         features, labels = dataset.train["tokens"].astype(np.int32), "targets"
     network.compile(optimizer=keras.optimizers.Adam(row.learning_rate), loss=loss)
@@ -252,8 +246,7 @@ def main() -> None:
             for values in taken.values()
         ]
         print(
-            f"{name:10}{cells[0]:>26}{cells[1]:>26}{fit / ours:>8.2f}x"
-            f"{cells[2]:>26}{bare / ours:>8.2f}x",
+            f"{name:10}{cells[0]:>26}{cells[1]:>26}{fit / ours:>8.2f}x{cells[2]:>26}{bare / ours:>8.2f}x",
             flush=True,
         )
 
