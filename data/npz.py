@@ -49,7 +49,8 @@ class Npz:
 
 def _read(path: Path) -> Arrays:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # A lone .npy array would open, too, as something else.
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise DataError(f"data.path must name an .npz file. Not found: {path}.") from None

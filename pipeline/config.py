@@ -211,7 +211,7 @@ def bind(
         for key in values
         if key not in parameters and not takes_any
     ]
-    bound = {}
+    bound = {key: value for key, value in values.items() if key not in parameters and takes_any}
     for name, parameter in parameters.items():
         value = values.get(name, parameter.default)
         if value is inspect.Parameter.empty or (isinstance(value, str) and value == "???"):

@@ -34,14 +34,16 @@ class Schedule:
         """Return what Keras takes as `learning_rate` for a training of `num_steps` steps."""
         import keras
 
+        # Keras computes in the dtype of the rate: of an integer's, pi would be 3.
+        rate = float(self.learning_rate)
         if self.schedule == "constant" and not self.warmup_steps:
-            return self.learning_rate
+            return rate
         return keras.optimizers.schedules.CosineDecay(
-            initial_learning_rate=0.0 if self.warmup_steps else self.learning_rate,
+            initial_learning_rate=0.0 if self.warmup_steps else rate,
             decay_steps=max(1, num_steps - self.warmup_steps),
             # A cosine that ends where it began is constant.
             alpha=1.0 if self.schedule == "constant" else self.final_fraction,
-            warmup_target=self.learning_rate if self.warmup_steps else None,
+            warmup_target=rate if self.warmup_steps else None,
             warmup_steps=self.warmup_steps,
         )
 

@@ -16,6 +16,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from pipeline import checkpoints, runtime
+from pipeline.config import ConfigError
 from pipeline.evaluation import Signature, evaluate, initial_state
 from pipeline.events import EventWriter
 from pipeline.run import Row, RunDirectory
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     import keras
 
     from data.base import Arrays, Dataset
-    from models.base import BuiltModel
+    from models.base import BuiltModel, Model
 
 # A chunk of steps runs without coming back to Python: long enough to cost nothing, short enough for a
 # live bar and a prompt stop. Its length decides when Python looks, never what is computed.
@@ -168,7 +169,7 @@ class Training:
                     return None
                 last = min(first + chunk, len(rows))
                 started = time.perf_counter()
-                chunk_losses, state = steps(on_device, tf.constant(first), tf.constant(last), state)
+                chunk_losses, state = _run(steps, on_device, first, last, state)
                 losses.append(chunk_losses.numpy())
                 self._check_finite(losses[-1])
                 elapsed = time.perf_counter() - started
@@ -218,9 +219,17 @@ class Training:
         return int(self.optimizer.iterations.numpy())
 
 
+def batch_specs(dataset: Dataset) -> dict[str, tf.TensorSpec]:
+    """Return the spec of each array of a batch, its first dimension free."""
+    return {
+        name: tf.TensorSpec([None, *array.shape[1:]], array.dtype, name)
+        for name, array in dataset.train.items()
+    }
+
+
 def prepare(
     run: RunDirectory,
-    model: Any,
+    model: Model,
     dataset: Dataset,
     optimizer: Any,
     *,
@@ -243,11 +252,7 @@ def prepare(
         config: The whole configuration as JSON values, for `run.json`.
         stopped: Asked between chunks of steps.
     """
-    batch = {
-        name: tf.TensorSpec([None, *array.shape[1:]], array.dtype, name)
-        for name, array in dataset.train.items()
-    }
-    built = model.build(batch, dataset.metadata)
+    built = model.build(batch_specs(dataset), dataset.metadata)
     num_steps = dataset.num_train // dataset.batch_size * epochs
     keras_optimizer = optimizer.build(num_steps)
     keras_optimizer.build([variable for variable in built.weights.values() if variable.trainable])
@@ -273,6 +278,30 @@ def prepare(
         for name, function in built.signatures.items()
     }
     return Training(run, dataset, built, keras_optimizer, signatures, epochs, seed, use_xla, stopped)
+
+
+def _run(
+    steps: Callable[..., tuple[tf.Tensor, Tensors]],
+    rows: tf.Tensor,
+    first: int,
+    last: int,
+    state: Tensors,
+) -> tuple[tf.Tensor, Tensors]:
+    """Run a chunk of steps.
+
+    Raises:
+        ConfigError: The compiler chosen cannot compile this model.
+    """
+    try:
+        return steps(rows, tf.constant(first), tf.constant(last), state)
+    except tf.errors.UnimplementedError as error:
+        reason = next((line for line in error.message.splitlines() if " not " in line), error.message)
+        raise ConfigError(
+            [
+                f"train.compile=xla must be able to compile the model. {reason.strip()} "
+                "Use train.compile=graph, or train.deterministic=false."
+            ]
+        ) from error
 
 
 def _tensors(arrays: Arrays) -> dict[str, tf.Tensor]:

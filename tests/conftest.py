@@ -1,0 +1,83 @@
+"""Fixtures: TensorFlow started once, commands run as a user runs them, and a finished run per model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import runtime
+from tests.cases import CASES, Case
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+runtime.start_tensorflow(seed=0, deterministic=True)
+
+
+def run_command(
+    *arguments: object, cwd: Path, code: int = 0, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m ...` in a folder, and check its exit code."""
+    completed = subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | (env or {}),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert completed.returncode == code, completed.stdout + completed.stderr
+    return completed
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    """Return a function that runs `python -m ...` in an empty folder and checks its exit code."""
+
+    def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        return run_command(*arguments, **{"cwd": tmp_path, **options})
+
+    return run
+
+
+@dataclass
+class Finished:
+    """A finished run of the main job, made when first asked for."""
+
+    folder: Path
+    runs: dict[str, tuple[Path, subprocess.CompletedProcess[str]]] = field(default_factory=dict)
+
+    def of(self, case: Case) -> tuple[Path, subprocess.CompletedProcess[str]]:
+        """Return the run's directory, not to be written to, and what the command printed."""
+        if case.name not in self.runs:
+            run = self.folder / f"run of {case.name}"  # a space, as users have
+            completed = run_command(
+                "pipeline",
+                f"model={case.name}",
+                "export=[saved_model,checkpoint]",
+                f"hydra.run.dir='{run}'",
+                *case.overrides,
+                cwd=self.folder,
+            )
+            self.runs[case.name] = (run, completed)
+        return self.runs[case.name]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Return the finished runs of the session."""
+    return Finished(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture
+def gru_run(finished: Finished, tmp_path: Path) -> Path:
+    """Return a copy of a finished run of the GRU, to do anything to."""
+    return Path(shutil.copytree(finished.of(CASES[0])[0], tmp_path / "run"))

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pytest
+
+from data.base import DataError, Dataset
+from models.base import ArraySpec
+from pipeline import config
+from pipeline.config import ConfigError
+
+VALUES: dict[str, Any] = {
+    "model": {"_target_": "models.gru.GRUClassifier", "units": 3},
+    "data": {"_target_": "data.text.Text", "path": "text.txt"},
+    "optimizer": {"_target_": "pipeline.optimizers.Adam", "learning_rate": 1},
+    "export": {"saved_model": {}},
+    "train": {"epochs": 2, "compile": "xla", "deterministic": True, "on_interrupt": "stop"},
+    "verify": {"abs_tolerance": 0, "rel_tolerance": 1e-3},
+    "seed": 0,
+    "epoch": "last",
+}
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    """Return the values with some replaced; keys are paths with `__` for the dot."""
+    values = copy.deepcopy(VALUES)
+    for path, value in changes.items():
+        *parents, key = path.split("__")
+        node = values
+        for parent in parents:
+            node = node[parent]
+        node[key] = value
+    return values
+
+
+def test_constructs_what_it_names() -> None:
+    settings = config.check(VALUES)
+    assert settings.model.units == 3  # type: ignore[attr-defined]
+    assert settings.optimizer.learning_rate == 1.0
+    assert settings.train.epochs == 2
+    assert settings.verify.abs_tolerance == 0.0
+
+
+def test_the_resolved_configuration_holds_every_value_and_absolute_paths(tmp_path: Path) -> None:
+    resolved = config.check(VALUES).resolved
+    assert resolved["data"]["path"] == str(Path.cwd() / "text.txt")
+    assert resolved["data"]["sequence_length"] == 100
+    assert resolved["model"] == {
+        "_target_": "models.gru.GRUClassifier",
+        "num_features": 30,
+        "units": 3,
+        "num_classes": 5,
+    }
+    assert config.check(resolved).resolved == resolved
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train__epochs": -3}, "train.epochs must be >= 0. Received: -3."),
+        ({"train__epochs": 1.5}, "train.epochs must be an integer. Received: 1.5."),
+        ({"train__epochs": True}, "train.epochs must be an integer. Received: True."),
+        ({"train__deterministic": 1}, "train.deterministic must be true or false. Received: 1."),
+        (
+            {"train__compile": "xlaa"},
+            "train.compile must be one of graph, xla. Received: xlaa. Did you mean xla?",
+        ),
+        ({"train": 3}, "train must be a section. Received: 3."),
+        (
+            {"train__epoch": 3},
+            "train.epoch is not a key. Known here: epochs, compile, deterministic, on_interrupt. "
+            "Did you mean epochs?",
+        ),
+        ({"seed": 2**31}, "seed must be <= 2147483647. Received: 2147483648."),
+        ({"seed": "???"}, "seed must be given. Add seed=... to the command."),
+        ({"epoch": 3}, "epoch must be last, best, or of 0 to train.epochs (2). Received: 3."),
+        ({"epoch": []}, "epoch must be an integer. Received: []."),
+        ({"data__path": 3}, "data.path must be a path. Received: 3."),
+        ({"data__test_fraction": 1}, "data.test_fraction must be < 1. Received: 1.0."),
+        ({"export": {"onxx": {}}}, "export must be one of saved_model, checkpoint. Received: onxx."),
+        ({"model__units": 0}, "model.units must be >= 1. Received: 0."),
+        ({"model": None}, "model._target_ must name a class. Received: None."),
+        (
+            {"model___target_": "models.gru.GRU"},
+            "model._target_ must name a class that can be imported. Received: models.gru.GRU: "
+            "module 'models.gru' has no attribute 'GRU'.",
+        ),
+        (
+            {"model___target_": "nowhere.Model"},
+            "model._target_ must name a class that can be imported. Received: nowhere.Model: "
+            "No module named 'nowhere'.",
+        ),
+    ],
+)
+def test_a_problem_is_a_sentence(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        config.check(changed(**changes))
+    assert refusal.value.problems == [message]
+
+
+def test_all_problems_are_found_at_once() -> None:
+    values = changed(
+        train__epochs=-1, optimizer__learning_rate=0, data__batch_size="x", model__nits=3, foo=1
+    )
+    with pytest.raises(ConfigError) as refusal:
+        config.check(values)
+    keys = [problem.split()[0] for problem in refusal.value.problems]
+    assert keys == ["model.nits", "data.batch_size", "optimizer.learning_rate", "foo", "train.epochs"]
+
+
+class Demanding:
+    """A component with a check of its own, and an annotation of its own."""
+
+    def __init__(self, *, shape: tuple[int, ...], scale: Annotated[float, "> 0"] = 1.0, **rest: Any) -> None:
+        if len(shape) != 2:
+            raise ValueError(f"shape must have 2 sizes. Received: {shape}.")
+        self.shape, self.scale, self.rest = shape, scale, rest
+
+
+def test_a_constructor_may_have_checks_and_types_of_its_own() -> None:
+    problems: list[str] = []
+    target = f"{__name__}.Demanding"
+    made, _ = config.construct({"_target_": target, "shape": [1, 2], "more": 3}, "model", problems)
+    assert (made.shape, made.rest) == ([1, 2], {"more": 3})
+    config.construct({"_target_": target, "shape": [1]}, "model", problems)
+    assert problems == ["shape must have 2 sizes. Received: [1]."]
+
+
+class Failing:
+    def load(self) -> Dataset:
+        raise DataError("It is Monday.")
+
+
+def test_data_that_cannot_be_loaded_is_a_configuration_error() -> None:
+    with pytest.raises(ConfigError, match="It is Monday"):
+        config.load(Failing())
+
+
+IMAGES = ArraySpec((None, 2), {"uint8": None, "float32": (0, 1)})
+SPECS = {"images": IMAGES, "labels": ArraySpec((None,), {"int32": (0, 2)})}
+
+
+def dataset(**arrays: Any) -> Dataset:
+    arrays = {"images": np.zeros((3, 2), np.uint8), "labels": np.zeros(3, np.int32), **arrays}
+    return Dataset(train=arrays, test=arrays, batch_size=1)
+
+
+@pytest.mark.parametrize("images", [np.full((3, 2), 255, np.uint8), np.ones((3, 2), np.float32)])
+def test_a_batch_that_fits_is_accepted(images: Any) -> None:
+    config.check_batch(SPECS, dataset(images=images))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (
+            {"images": np.zeros((3, 3), np.uint8)},
+            r"'images' must be \[any, 2\] uint8 or float32 in \[0, 1\]. Received: \[3, 3\] uint8",
+        ),
+        ({"images": np.zeros((3, 2))}, r"Received: \[3, 2\] float64"),
+        ({"images": np.float32([[0, 1], [0, 2], [0, 0]])}, r"Row 1 holds 2\.0"),
+        ({"labels": np.int32([0, 0, 3])}, r"The train array 'labels' must be .*Row 2 holds 3"),
+        ({"labels": np.int32([-1, 0, 0])}, r"Row 0 holds -1"),
+        ({"masks": np.zeros(3)}, r"(?s)that the model consumes:\n    images: .*Received: .*masks \[3\]"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_refused(arrays: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config.check_batch(SPECS, dataset(**arrays))
