@@ -70,7 +70,7 @@ class BuiltModel:
 
     weights: Mapping[str, tf.Variable]
     loss: Callable[[Tensors, tf.Tensor], tuple[tf.Tensor, Tensors]]
-    signatures: Mapping[str, Callable[..., Tensors]]
+    signatures: Mapping[str, tf.types.experimental.PolymorphicFunction]
 
 
 class Model(Protocol):

@@ -123,6 +123,31 @@ class CharLSTM:
         )
 
 
+def _encode(text: tf.Tensor, code_points: tf.Tensor) -> tf.Tensor:
+    """Return the tokens `[L]` int32 of a UTF-8 text `[]`; code_points `[V]` is the sorted vocabulary."""
+    import tensorflow as tf
+
+    characters = tf.strings.unicode_decode(text, "UTF-8")
+    tokens = tf.minimum(tf.searchsorted(code_points, characters), tf.size(code_points) - 1)
+    known = tf.equal(tf.gather(code_points, tokens), characters)
+    check = tf.debugging.Assert(
+        tf.reduce_all(known),
+        ["prompt has characters outside the vocabulary:", tf.boolean_mask(characters, ~known)],
+    )
+    with tf.control_dependencies([check]):
+        return tf.identity(tokens)
+
+
+def _sample(logits: tf.Tensor, temperature: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Draw a token `[B]` int32 from logits `[B, V]`; temperature 0 takes the likeliest."""
+    import tensorflow as tf
+
+    greedy = tf.argmax(logits, axis=-1, output_type=tf.int32)
+    scaled = logits / tf.where(temperature > 0, temperature, 1.0)
+    drawn = tf.random.stateless_categorical(scaled, 1, seed, dtype=tf.int32)[:, 0]
+    return tf.where(temperature > 0, drawn, greedy)
+
+
 def _generate(
     run: Callable[..., tuple[tf.Tensor, Tensors]],
     initial_state: Callable[..., Tensors],
@@ -139,23 +164,6 @@ def _generate(
 
     code_points = tf.constant([ord(character) for character in vocabulary], tf.int32)
 
-    def encode(text: tf.Tensor) -> tf.Tensor:
-        characters = tf.strings.unicode_decode(text, "UTF-8")
-        tokens = tf.minimum(tf.searchsorted(code_points, characters), len(vocabulary) - 1)
-        known = tf.equal(tf.gather(code_points, tokens), characters)
-        check = tf.debugging.Assert(
-            tf.reduce_all(known),
-            ["prompt has characters outside the vocabulary:", tf.boolean_mask(characters, ~known)],
-        )
-        with tf.control_dependencies([check]):
-            return tf.identity(tokens)
-
-    def sample(logits: tf.Tensor, temperature: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        greedy = tf.argmax(logits, axis=-1, output_type=tf.int32)
-        scaled = logits / tf.where(temperature > 0, temperature, 1.0)
-        drawn = tf.random.stateless_categorical(scaled, 1, seed, dtype=tf.int32)[:, 0]
-        return tf.where(temperature > 0, drawn, greedy)
-
     @tf.function(
         input_signature=[
             tf.TensorSpec([], tf.string, "prompt"),
@@ -165,7 +173,7 @@ def _generate(
         ]
     )
     def generate(prompt: tf.Tensor, length: tf.Tensor, temperature: tf.Tensor, seed: tf.Tensor) -> Tensors:
-        given = encode(prompt)
+        given = _encode(prompt, code_points)
         first = tf.random.stateless_uniform([1], seed, 0, len(vocabulary), tf.int32)
         start = tf.cond(tf.size(given) > 0, lambda: given, lambda: first)
         state = initial_state(1)
@@ -178,7 +186,7 @@ def _generate(
         tokens = tf.TensorArray(tf.int32, num_sampled)
         for position in tf.range(num_sampled):
             step_seed = tf.random.experimental.stateless_fold_in(seed, position)
-            token = sample(next_logits, temperature, step_seed)
+            token = _sample(next_logits, temperature, step_seed)
             tokens = tokens.write(position, token[0])
             logits, state = run(token[:, tf.newaxis], state_c, state_h)
             state_c, state_h = state["state_c"], state["state_h"]

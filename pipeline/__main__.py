@@ -29,7 +29,7 @@ def main(cfg: DictConfig) -> int:
     settings = check(cfg)
     run = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
     dataset = config.load(settings.data)
-    config.check_batch(settings.model.arrays(dataset.metadata), dataset)
+    config.check_batch(settings.model, dataset)
     run.claim()
     runtime.start_tensorflow(seed=settings.seed, deterministic=settings.train.deterministic)
     from pipeline import formats, training

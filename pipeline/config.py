@@ -288,12 +288,16 @@ def unknown(key: str, value: Any, known: Iterable[Any], *, what: str = "choice")
     return f"{key} must be one of {listed}. Received: {value}.{meant}"
 
 
-def check_batch(specs: Mapping[str, ArraySpec], dataset: Dataset) -> None:
+def check_batch(model: Model, dataset: Dataset) -> None:
     """Check that a data set provides what a model consumes: names, shapes, dtypes and ranges.
 
     Raises:
         ConfigError: With every array that is missing, left over or out of range.
     """
+    try:
+        specs = model.arrays(dataset.metadata)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
     consumed = "\n".join(f"    {name}: {spec}" for name, spec in specs.items())
     if set(specs) != set(dataset.train):
         provided = ", ".join(f"{name} {list(a.shape)} {a.dtype}" for name, a in dataset.train.items())

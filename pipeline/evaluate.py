@@ -71,8 +71,9 @@ def check(cfg: DictConfig) -> Request:
     log = run.read_rows()
     exports = [name for name in config.FORMATS if run.newest_export(name)]
     if values.format is not None:
-        if values.format not in ("checkpoint", *exports):
-            raise ConfigError([config.unknown("format", values.format, ["checkpoint", *exports])])
+        written = sorted({"checkpoint", *exports})
+        if values.format not in written:
+            raise ConfigError([config.unknown("format", values.format, written)])
         exports = [name for name in exports if name == values.format]
     rows = select_rows(log, values.epochs) if values.format in (None, "checkpoint") else []
     given = {key: value for key, value in values.verify.items() if value is not None}

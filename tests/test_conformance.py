@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from models.base import BuiltModel
 from pipeline import checkpoints, config
-from pipeline.evaluation import evaluate, initial_state
+from pipeline.evaluation import Signature, evaluate, initial_state
 from pipeline.training import batch_specs
 from tests.cases import CASES, Case
 
@@ -60,7 +60,7 @@ def test_has_the_promised_variables_and_signatures(case: Case) -> None:
 @cases
 def test_data_is_what_the_model_consumes(case: Case) -> None:
     dataset = case.load()
-    config.check_batch(case.model().arrays(dataset.metadata), dataset)
+    config.check_batch(case.model(), dataset)
 
 
 @cases
@@ -126,7 +126,7 @@ def test_metrics_do_not_depend_on_the_batch_size(case: Case) -> None:
     fill(built)
     dataset = case.load()
     signatures = {
-        name: checkpoints.Signature.of_function(function.get_concrete_function())
+        name: Signature.of_function(function.get_concrete_function())
         for name, function in built.signatures.items()
     }
     whole = evaluate(signatures, dataset.test, batch_size=dataset.num_test)
@@ -147,9 +147,7 @@ def _evaluate_one_long_sequence(signatures: Any, dataset: Any) -> dict[str, floa
         for name, array in dataset.test.items()
     }
     step = signatures["step"]
-    outputs = step.call(
-        tokens=tf.constant(joined["tokens"], tf.int32), **initial_state(signatures, streams)
-    )
+    outputs = step.call(tokens=tf.constant(joined["tokens"], tf.int32), **initial_state(signatures, streams))
     probabilities = outputs["probabilities"].numpy().astype(np.float64)
     right = np.take_along_axis(probabilities, joined["targets"][..., np.newaxis].astype(int), axis=-1)
     loss = float(-np.log(right).mean())

@@ -38,7 +38,8 @@ def test_digits_are_enlarged_to_28_x_28() -> None:
     data = Digits(test_fraction=0.25).load()
     images = np.concatenate([data.train["images"], data.test["images"]])
     assert images.shape == (1797, 28, 28, 1)
-    assert (images.dtype, images.min(), images.max()) == (np.uint8, 0, 255)
+    assert images.dtype == np.uint8
+    assert (images.min(), images.max()) == (0, 255)
     assert data.num_test == 449
     assert not images[:, :2].any()
     square = images[:, 2:5, 2:5]
@@ -94,9 +95,7 @@ class TestText:
             (b"caf\xe9", "must be UTF-8 text. Byte 3 is not"),
         ],
     )
-    def test_what_cannot_be_used_is_refused(
-        self, tmp_path: Path, content: str | bytes, message: str
-    ) -> None:
+    def test_what_cannot_be_used_is_refused(self, tmp_path: Path, content: str | bytes, message: str) -> None:
         with pytest.raises(DataError, match=message):
             self.load(tmp_path, content)
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -102,9 +104,7 @@ def test_a_problem_is_a_sentence(changes: dict[str, Any], message: str) -> None:
 
 
 def test_all_problems_are_found_at_once() -> None:
-    values = changed(
-        train__epochs=-1, optimizer__learning_rate=0, data__batch_size="x", model__nits=3, foo=1
-    )
+    values = changed(train__epochs=-1, optimizer__learning_rate=0, data__batch_size="x", model__nits=3, foo=1)
     with pytest.raises(ConfigError) as refusal:
         config.check(values)
     keys = [problem.split()[0] for problem in refusal.value.problems]
@@ -140,7 +140,18 @@ def test_data_that_cannot_be_loaded_is_a_configuration_error() -> None:
 
 
 IMAGES = ArraySpec((None, 2), {"uint8": None, "float32": (0, 1)})
-SPECS = {"images": IMAGES, "labels": ArraySpec((None,), {"int32": (0, 2)})}
+
+
+class Labelled:
+    """A model, as far as its data is concerned."""
+
+    def arrays(self, metadata: Mapping[str, Any]) -> Mapping[str, ArraySpec]:
+        if metadata.get("broken"):
+            raise ValueError("There must be no broken data.")
+        return {"images": IMAGES, "labels": ArraySpec((None,), {"int32": (0, 2)})}
+
+    def build(self, batch: Any, metadata: Any) -> Any:
+        raise NotImplementedError
 
 
 def dataset(**arrays: Any) -> Dataset:
@@ -150,7 +161,7 @@ def dataset(**arrays: Any) -> Dataset:
 
 @pytest.mark.parametrize("images", [np.full((3, 2), 255, np.uint8), np.ones((3, 2), np.float32)])
 def test_a_batch_that_fits_is_accepted(images: Any) -> None:
-    config.check_batch(SPECS, dataset(images=images))
+    config.check_batch(Labelled(), dataset(images=images))
 
 
 @pytest.mark.parametrize(
@@ -161,12 +172,18 @@ def test_a_batch_that_fits_is_accepted(images: Any) -> None:
             r"'images' must be \[any, 2\] uint8 or float32 in \[0, 1\]. Received: \[3, 3\] uint8",
         ),
         ({"images": np.zeros((3, 2))}, r"Received: \[3, 2\] float64"),
-        ({"images": np.float32([[0, 1], [0, 2], [0, 0]])}, r"Row 1 holds 2\.0"),
-        ({"labels": np.int32([0, 0, 3])}, r"The train array 'labels' must be .*Row 2 holds 3"),
-        ({"labels": np.int32([-1, 0, 0])}, r"Row 0 holds -1"),
+        ({"images": np.array([[0, 1], [0, 2], [0, 0]], np.float32)}, r"Row 1 holds 2\.0"),
+        ({"labels": np.array([0, 0, 3], np.int32)}, r"The train array 'labels' must be .*Row 2 holds 3"),
+        ({"labels": np.array([-1, 0, 0], np.int32)}, r"Row 0 holds -1"),
         ({"masks": np.zeros(3)}, r"(?s)that the model consumes:\n    images: .*Received: .*masks \[3\]"),
     ],
 )
 def test_a_batch_that_does_not_fit_is_refused(arrays: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        config.check_batch(SPECS, dataset(**arrays))
+        config.check_batch(Labelled(), dataset(**arrays))
+
+
+def test_a_model_may_refuse_the_metadata() -> None:
+    broken = dataclasses.replace(dataset(), metadata={"broken": True})
+    with pytest.raises(ConfigError, match="There must be no broken data"):
+        config.check_batch(Labelled(), broken)

@@ -111,9 +111,14 @@ def test_an_export_that_fails_leaves_nothing(run: RunDirectory) -> None:
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_text(path, "old")
-    with pytest.raises(RuntimeError), staged(path) as staging:
-        staging.write_text("half of the ne")
-        raise RuntimeError
+
+    def fail() -> None:
+        with staged(path) as staging:
+            staging.write_text("half of the ne")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert path.read_text() == "old"
     write_text(path, "new")
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("file", "new")]

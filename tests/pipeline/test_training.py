@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from data.base import Dataset
 from data.numbers import Numbers
 from models.base import BuiltModel
 from models.dense import DenseRegressor
-from pipeline import training
+from pipeline import checkpoints, training
 from pipeline.config import ConfigError
+from pipeline.evaluation import initial_state
 from pipeline.optimizers import SGD, Adam
 from pipeline.run import RunDirectory
 from pipeline.training import NonFiniteLoss, Training
@@ -45,7 +45,7 @@ def files(path: Path) -> dict[str, bytes]:
     """Return what a run's log and checkpoints hold; the graph is not part of the claim."""
     return {
         str(file.relative_to(path)): file.read_bytes()
-        for file in sorted(path.glob("checkpoints/epoch-*")) + [path / "metrics.jsonl"]
+        for file in [*sorted(path.glob("checkpoints/epoch-*")), path / "metrics.jsonl"]
     }
 
 
@@ -111,7 +111,7 @@ def test_each_row_is_gathered_once_an_epoch_and_state_is_carried(tmp_path: Path)
     dataset = trained.dataset
     rows = training.order(dataset.num_train, dataset.batch_size, seed=0, epoch=1, ordered=True)
     start = [variable.numpy() for variable in trained.built.weights.values()]
-    state = training.initial_state(trained.signatures, dataset.batch_size)
+    state = initial_state(trained.signatures, dataset.batch_size)
     losses, last_state = compiled.steps(tf.constant(rows), tf.constant(0), tf.constant(5), state)
 
     reference = prepare(tmp_path / "reference", lstm, epochs=1)
@@ -145,7 +145,7 @@ def test_stopping_keeps_what_was_trained(tmp_path: Path, monkeypatch: pytest.Mon
     kept = tmp_path / "run/checkpoints/step-00000007"
     values = tf.train.load_checkpoint(str(kept))
     for name, variable in trained.built.weights.items():
-        value = values.get_tensor(training.checkpoints.variable_key("weights", name))
+        value = values.get_tensor(checkpoints.variable_key("weights", name))
         np.testing.assert_array_equal(value, variable.numpy())
 
 
@@ -209,7 +209,8 @@ def test_tensorboard_files_hold_the_curves(tmp_path: Path) -> None:
         for value in event.summary.value:
             points.setdefault(value.tag, []).append((event.step, value.simple_value))
     rows = RunDirectory(tmp_path / "run").read_rows()
-    assert points["test/loss"] == [(row.step, pytest.approx(row.test["loss"])) for row in rows]
+    assert [step for step, _ in points["test/loss"]] == [row.step for row in rows]
+    assert [loss for _, loss in points["test/loss"]] == pytest.approx([row.test["loss"] for row in rows])
     assert [step for step, _ in points["train/loss"]] == [5, 10]
     assert points["train/batch_loss"]
 
@@ -223,5 +224,3 @@ def test_the_facts_tell_what_was_run(tmp_path: Path) -> None:
     assert facts["data"]["fingerprint"] == Numbers().load().fingerprint()
     assert {"python", "tensorflow", "keras", "numpy", "roundtrip"} <= set(facts["versions"])
     assert facts["device"]["cores"] >= 1
-
-

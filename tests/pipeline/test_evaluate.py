@@ -1,0 +1,291 @@
+"""Restoring by hand, and what is said when something is not as it was: a negative for every proof."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from omegaconf import OmegaConf
+
+from pipeline import checkpoints
+from pipeline.config import ConfigError
+from pipeline.evaluate import evaluate
+from pipeline.run import RunDirectory
+
+
+def run_evaluate(run: Path, **changes: Any) -> int:
+    """Call the command's function with its own configuration file and some changes."""
+    defaults: Any = OmegaConf.load(Path(__file__).parents[2] / "conf" / "evaluate.yaml")
+    values: Any = OmegaConf.masked_copy(defaults, ["epochs", "format", "verify", "data"])
+    values.update({"run_dir": str(run), **changes})
+    return evaluate(values)
+
+
+def receipt(run: Path) -> dict[str, Any]:
+    contents: dict[str, Any] = json.loads((run / "verification.json").read_text())
+    return contents
+
+
+def edit_row(run: Path, epoch: int, change: Callable[[dict[str, Any]], None]) -> None:
+    log = run / "metrics.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    change(rows[epoch])
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def rewrite_checkpoint(run: Path, epoch: int, change: Callable[[dict[str, Any]], None]) -> None:
+    """Read a checkpoint's weights, change them, and write them back under the same names."""
+    prefix = RunDirectory(run).checkpoint(epoch)
+    graph = checkpoints.open_graph(RunDirectory(run).graph)
+    checkpoints.restore(prefix, graph.weights)
+    values = {name: variable.numpy() for name, variable in graph.weights.items()}
+    change(values)
+    for suffix in (checkpoints.INDEX, checkpoints.DATA):
+        prefix.with_name(prefix.name + suffix).unlink()
+    variables = {name: tf.Variable(value) for name, value in values.items()}
+    checkpoints.write_checkpoint(prefix, {"weights": variables})
+
+
+FORWARD = "gru_classifier/bidirectional/forward_gru/gru_cell/kernel"
+BACKWARD = "gru_classifier/bidirectional/backward_gru/gru_cell/kernel"
+
+
+class TestMatch:
+    def test_every_epoch_and_export_is_in_the_receipt(self, gru_run: Path) -> None:
+        before = receipt(gru_run)
+        (gru_run / "verification.json").unlink()
+        assert run_evaluate(gru_run) == 0
+        assert receipt(gru_run) == before
+        assert before["verdict"] == "match"
+        assert [row["epoch"] for row in before["epochs"]] == [0, 1, 2]
+        assert [row["format"] for row in before["exports"]] == ["checkpoint", "saved_model"]
+        logged = [json.loads(line) for line in (gru_run / "metrics.jsonl").read_text().splitlines()]
+        for row in before["epochs"]:
+            for name, value in logged[row["epoch"]]["test"].items():
+                assert row["metrics"][f"test/{name}"] == {
+                    "logged": value,
+                    "restored": value,
+                    "difference": 0.0,
+                    "tolerance": 0.0,
+                    "match": True,
+                }
+
+    def test_each_export_carries_its_own_receipt(self, gru_run: Path) -> None:
+        for row in receipt(gru_run)["exports"]:
+            folder = {"saved_model": "assets.extra", "checkpoint": "."}[row["format"]]
+            inside = json.loads((gru_run / row["artifact"] / folder / "verification.json").read_text())
+            assert inside["verdict"] == "match"
+            assert (inside["format"], inside["artifact"]) == (row["format"], row["artifact"])
+            assert inside["exports"] == [row]
+
+    @pytest.mark.parametrize(
+        ("changes", "shown"),
+        [
+            ({"epochs": "last"}, ["2", "saved_model@2", "checkpoint@2"]),
+            ({"epochs": "best", "format": "checkpoint"}, ["0", "checkpoint@2"]),
+            ({"epochs": [2, 0], "format": "checkpoint"}, ["2", "0", "checkpoint@2"]),
+            ({"format": "saved_model"}, ["saved_model@2"]),
+        ],
+    )
+    def test_a_part_can_be_chosen(
+        self,
+        gru_run: Path,
+        capsys: pytest.CaptureFixture[str],
+        changes: dict[str, Any],
+        shown: list[str],
+    ) -> None:
+        before = receipt(gru_run)
+        assert run_evaluate(gru_run, **changes) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].split() == [
+            "epoch",
+            "test_accuracy",
+            "test_loss",
+            "restored_accuracy",
+            "restored_loss",
+            "match",
+        ]
+        assert [line.split()[0] for line in lines[1:-1]] == shown
+        assert lines[-1].startswith("verdict: match")
+        assert receipt(gru_run) == before
+
+    def test_a_run_that_crashed_is_evaluated_up_to_where_it_came(self, gru_run: Path) -> None:
+        shutil.rmtree(gru_run / "export")
+        (gru_run / "verification.json").unlink()
+        log = gru_run / "metrics.jsonl"
+        lines = log.read_text().splitlines(keepends=True)
+        log.write_text("".join(lines[:2]) + lines[2][:30])
+        for path in (gru_run / "checkpoints").glob("epoch-0002*"):
+            path.unlink()
+        assert run_evaluate(gru_run) == 0
+        found = receipt(gru_run)
+        assert [row["epoch"] for row in found["epochs"]] == [0, 1]
+        assert (found["format"], found["artifact"], found["exports"]) == ("checkpoint", "checkpoints", [])
+
+
+class TestMismatch:
+    def test_a_tampered_log_line(self, gru_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        def better(row: dict[str, Any]) -> None:
+            row["test"]["loss"] = np.nextafter(row["test"]["loss"], 0)
+
+        edit_row(gru_run, 1, better)
+        assert run_evaluate(gru_run) == 3
+        out = capsys.readouterr().out
+        assert "checkpoints/epoch-0001, epoch 1: test/loss must be 1." in out
+        assert "verdict: mismatch" in out
+        found = receipt(gru_run)
+        assert found["verdict"] == "mismatch"
+        verdicts = [row["metrics"]["test/loss"]["match"] for row in found["epochs"]]
+        assert verdicts == [True, False, True]
+
+    def test_a_tolerance_is_the_users_to_choose(self, gru_run: Path) -> None:
+        def off(row: dict[str, Any]) -> None:
+            row["test"]["loss"] *= 1 + 1e-6
+
+        edit_row(gru_run, 1, off)
+        assert run_evaluate(gru_run) == 3
+        assert run_evaluate(gru_run, verify={"rel_tolerance": 1e-7}) == 3
+        assert run_evaluate(gru_run, verify={"rel_tolerance": 1e-5}) == 0
+        assert run_evaluate(gru_run, verify={"abs_tolerance": 1e-5}) == 0
+
+    def test_one_good_epoch_does_not_clear_the_run(self, gru_run: Path) -> None:
+        edit_row(gru_run, 1, lambda row: row["test"].update(loss=0.0))
+        assert run_evaluate(gru_run) == 3
+        assert run_evaluate(gru_run, epochs=2) == 0
+        assert receipt(gru_run)["verdict"] == "mismatch"
+
+    def test_a_swapped_pair_of_variables(self, gru_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        def swap(values: dict[str, Any]) -> None:
+            values[FORWARD], values[BACKWARD] = values[BACKWARD], values[FORWARD]
+
+        rewrite_checkpoint(gru_run, 2, swap)
+        assert run_evaluate(gru_run, format="checkpoint") == 3
+        assert "checkpoints/epoch-0002, epoch 2: test/loss must be" in capsys.readouterr().out
+
+    def test_rewriting_alone_changes_nothing(self, gru_run: Path) -> None:
+        """The swap above is what was found, not the rewriting."""
+        rewrite_checkpoint(gru_run, 2, lambda values: None)
+        assert run_evaluate(gru_run) == 0
+
+    def test_another_epochs_weights_in_an_export(self, gru_run: Path) -> None:
+        export = RunDirectory(gru_run).newest_export("saved_model")
+        assert export is not None
+        graph = checkpoints.open_graph(export)
+        checkpoints.restore(RunDirectory(gru_run).checkpoint(0), graph.weights)
+        shutil.rmtree(export / "variables")
+        (export / "variables").mkdir()
+        checkpoints.write_checkpoint(export / "variables" / "variables", {"weights": graph.weights})
+        assert run_evaluate(gru_run, epochs="last") == 3
+        inside = json.loads((export / "assets.extra" / "verification.json").read_text())
+        assert inside["verdict"] == "mismatch"
+        assert inside["exports"][0]["metrics"]["test/loss"]["match"] is False
+
+    def test_a_metric_that_is_no_number_never_matches(self, gru_run: Path) -> None:
+        def poison(values: dict[str, Any]) -> None:
+            values[FORWARD][:] = np.nan
+
+        rewrite_checkpoint(gru_run, 2, poison)
+        assert run_evaluate(gru_run, verify={"abs_tolerance": 1e9}) == 3
+        assert receipt(gru_run)["epochs"][2]["metrics"]["test/loss"]["restored"] == "nan"
+
+
+class TestRefused:
+    """Bad input, exit code 2: the message names what is wrong."""
+
+    def test_flipped_bits_in_a_checkpoint(self, gru_run: Path) -> None:
+        data = gru_run / "checkpoints" / "epoch-0001.data-00000-of-00001"
+        content = bytearray(data.read_bytes())
+        reader = tf.train.load_checkpoint(str(gru_run / "checkpoints" / "epoch-0001"))
+        kernel = reader.get_tensor(checkpoints.variable_key("weights", FORWARD)).tobytes()
+        content[bytes(content).index(kernel)] ^= 1
+        data.write_bytes(content)
+        with pytest.raises(ConfigError, match=f"epoch-0001 is damaged at '{FORWARD}'"):
+            run_evaluate(gru_run)
+
+    @pytest.mark.parametrize("suffix", [".index", ".data-00000-of-00001"])
+    def test_a_truncated_or_missing_file(self, gru_run: Path, suffix: str) -> None:
+        file = gru_run / "checkpoints" / f"epoch-0001{suffix}"
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        with pytest.raises(ConfigError, match="epoch-0001 (must be a whole checkpoint|is damaged)"):
+            run_evaluate(gru_run)
+        file.unlink()
+        with pytest.raises(ConfigError, match="epoch-0001 (must be a whole checkpoint|is damaged)"):
+            run_evaluate(gru_run)
+
+    def test_a_missing_variable(self, gru_run: Path) -> None:
+        rewrite_checkpoint(gru_run, 1, lambda values: values.pop(FORWARD))
+        with pytest.raises(ConfigError, match=f"epoch-0001 must hold the variable '{FORWARD}'"):
+            run_evaluate(gru_run)
+
+    def test_a_variable_of_another_shape(self, gru_run: Path) -> None:
+        rewrite_checkpoint(gru_run, 1, lambda values: values.update({FORWARD: np.zeros((2, 3))}))
+        with pytest.raises(ConfigError, match=rf"hold '{FORWARD}' as \[30, 30\]. Received: \[2, 3\]"):
+            run_evaluate(gru_run)
+
+    def test_a_damaged_graph(self, gru_run: Path) -> None:
+        (gru_run / "checkpoints" / "graph" / "saved_model.pb").write_bytes(b"not a graph")
+        with pytest.raises(ConfigError, match="graph must be a whole SavedModel"):
+            run_evaluate(gru_run)
+
+    def test_changed_data(self, gru_run: Path) -> None:
+        with pytest.raises(ConfigError, match="The data must be what the run was trained on, SHA-256 "):
+            run_evaluate(gru_run, data={"seed": 1})
+
+    def test_other_metrics_in_the_log(self, gru_run: Path) -> None:
+        edit_row(gru_run, 1, lambda row: row["test"].pop("accuracy"))
+        with pytest.raises(ConfigError, match=r"Epoch 1 of the log must have the metrics \['acc"):
+            run_evaluate(gru_run)
+
+    def test_an_export_whose_epoch_the_log_lacks(self, gru_run: Path) -> None:
+        log = gru_run / "metrics.jsonl"
+        log.write_text("".join(log.read_text().splitlines(keepends=True)[:2]))
+        with pytest.raises(ConfigError, match="holds epoch 2, which the log does not have"):
+            run_evaluate(gru_run)
+
+    @pytest.mark.parametrize("manifest", [None, "{}", "["])
+    def test_an_export_without_its_manifest(self, gru_run: Path, manifest: str | None) -> None:
+        export = RunDirectory(gru_run).newest_export("saved_model")
+        assert export is not None
+        path = export / "assets.extra" / "manifest.json"
+        path.unlink()
+        if manifest is not None:
+            path.write_text(manifest)
+        with pytest.raises(ConfigError, match=r"manifest.json must state the epoch it holds"):
+            run_evaluate(gru_run)
+
+    @pytest.mark.parametrize("count", [0, 2])
+    def test_a_checkpoint_export_of_none_or_two(self, gru_run: Path, count: int) -> None:
+        export = RunDirectory(gru_run).newest_export("checkpoint")
+        assert export is not None
+        index = export / "epoch-0002.index"
+        if count == 0:
+            index.unlink()
+        else:
+            shutil.copy(index, export / "epoch-0009.index")
+        with pytest.raises(ConfigError, match="must hold one checkpoint. Received"):
+            run_evaluate(gru_run)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"format": "onnx"}, "format must be one of checkpoint, saved_model. Received: onnx"),
+            ({"epochs": 7}, "Received: 7"),
+            ({"verify": {"abs_tolerance": -1}}, "verify.abs_tolerance must be >= 0"),
+            ({"data": {"foo": 1}}, "data.foo is not a key"),
+            ({"epoch": 1}, "epoch is not a key. .*Did you mean epochs"),
+        ],
+    )
+    def test_a_request_that_does_not_fit(self, gru_run: Path, changes: dict[str, Any], message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            run_evaluate(gru_run, **changes)
+
+    def test_an_old_receipt_that_is_damaged_is_replaced(self, gru_run: Path) -> None:
+        (gru_run / "verification.json").write_text("{")
+        assert run_evaluate(gru_run) == 0
+        assert receipt(gru_run)["verdict"] == "match"

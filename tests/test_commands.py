@@ -1,0 +1,375 @@
+"""The commands, run as a user runs them."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline import checkpoints
+from tests.cases import CASES, Case
+from tests.conftest import Command, Finished
+
+cases = pytest.mark.parametrize("case", CASES, ids=str)
+
+NO_MODEL_CODE = """
+import runpy, sys
+sys.argv = ["evaluate", *sys.argv[1:]]
+try:
+    runpy.run_module("pipeline.evaluate", run_name="__main__", alter_sys=True)
+except SystemExit as exit:
+    assert exit.code == 0, exit.code
+assert "tensorflow" in sys.modules
+seen = [name for name in sys.modules if name.partition(".")[0] == "models"]
+assert not seen, seen
+"""
+
+NO_TENSORFLOW = """
+import runpy, sys
+sys.argv = ["pipeline", *sys.argv[1:]]
+try:
+    runpy.run_module("pipeline", run_name="__main__", alter_sys=True)
+except SystemExit as exit:
+    code = exit.code or 0
+seen = [name for name in ("tensorflow", "keras", "sklearn") if name in sys.modules]
+assert not seen, seen
+sys.exit(code)
+"""
+
+
+def only_rows(table: str) -> list[str]:
+    return [line for line in table.splitlines() if line.endswith(("yes", "NO"))]
+
+
+@cases
+class TestMainJob:
+    def test_every_row_is_restored_exactly(self, case: Case, finished: Finished) -> None:
+        run, completed = finished.of(case)
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        lines = only_rows(completed.stdout)
+        labels = [line.split()[0] for line in lines]
+        last = rows[-1]["epoch"]
+        assert labels == [*(str(r["epoch"]) for r in rows), f"saved_model@{last}", f"checkpoint@{last}"]
+        assert all(line.endswith("yes") for line in lines)
+        assert completed.stdout.splitlines()[-1].startswith("verdict: match")
+        assert f"python -m pipeline.evaluate run_dir={run}" in completed.stderr
+        assert "\r" not in completed.stderr  # no progress bars where no one watches
+
+    def test_the_run_directory_holds_what_it_must(self, case: Case, finished: Finished) -> None:
+        run, _ = finished.of(case)
+        assert sorted(path.name for path in run.iterdir()) == [
+            ".hydra",
+            "checkpoints",
+            "export",
+            "metrics.jsonl",
+            "pipeline.log",
+            "run.json",
+            "tensorboard",
+            "verification.json",
+        ]
+        for pattern in ("**/.*staging*", "**/*.tmp*"):
+            assert not list(run.glob(pattern))
+        facts = json.loads((run / "run.json").read_text())
+        assert facts["config"]["model"]["_target_"].startswith(f"models.{case.name}.")
+        (export,) = (run / "export" / "saved_model").iterdir()
+        assert abs(int(export.name) - time.time()) < 24 * 3600
+        assert sorted(path.name for path in export.iterdir()) == [
+            "assets",
+            "assets.extra",
+            "saved_model.pb",
+            "variables",
+        ]
+
+    def test_the_restoring_process_never_sees_the_models_code(
+        self, case: Case, finished: Finished, tmp_path: Path
+    ) -> None:
+        run, _ = finished.of(case)
+        command = [sys.executable, "-c", NO_MODEL_CODE, f"run_dir='{run}'"]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=600)
+
+    def test_the_export_serves_through_the_v1_loader(self, case: Case, finished: Finished) -> None:
+        """As TensorFlow Serving loads it: every signature gives what the trained variables give."""
+        run, _ = finished.of(case)
+        (export,) = (run / "export" / "saved_model").iterdir()
+        graph = checkpoints.open_graph(run / "checkpoints" / "graph")
+        last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+        checkpoints.restore(run / last["checkpoint"], graph.weights)
+        expected = {
+            name: graph.signatures[name].call(**{k: tf.constant(v) for k, v in request.items()})
+            for name, request in case.requests.items()
+        }
+        expected = {n: {k: v.numpy() for k, v in outputs.items()} for n, outputs in expected.items()}
+        with tf.compat.v1.Session(graph=tf.Graph()) as session:
+            loaded = tf.compat.v1.saved_model.load(session, ["serve"], str(export))
+            for name, request in case.requests.items():
+                definition = loaded.signature_def[name]
+                outputs = session.run(
+                    {key: output.name for key, output in definition.outputs.items()},
+                    {definition.inputs[key].name: value for key, value in request.items()},
+                )
+                for key, value in expected[name].items():
+                    np.testing.assert_array_equal(outputs[key], value, err_msg=f"{name} {key}")
+
+
+def test_gru_logits_of_both_batches_through_the_restored_input_pipeline(finished: Finished) -> None:
+    """`predict_dataset` batches inside the graph: its logits are those of each batch by itself."""
+    run, _ = finished.of(CASES[0])
+    (export,) = (run / "export" / "saved_model").iterdir()
+    trained = CASES[0].model().build(_specs(CASES[0]), {})
+    checkpoints.restore(run / "checkpoints" / "epoch-0002", trained.weights)
+    features = CASES[0].load().train["features"]
+    restored = tf.saved_model.load(str(export)).signatures["predict_dataset"](
+        features=tf.constant(features), batch_size=tf.constant(32, tf.int64)
+    )["logits"]
+    for start in (0, 32):
+        batch = tf.constant(features[start : start + 32])
+        logits = trained.signatures["serving_default"](features=batch)["logits"]
+        np.testing.assert_array_equal(restored[start : start + 32].numpy(), logits.numpy())
+
+
+def _specs(case: Case) -> dict[str, tf.TensorSpec]:
+    from pipeline.training import batch_specs
+
+    return batch_specs(case.load())
+
+
+def test_dense_doubles_a_number(command: Command, tmp_path: Path) -> None:
+    command("pipeline", "experiment=dense", "hydra.run.dir=run")
+    (export,) = (tmp_path / "run" / "export" / "saved_model").iterdir()
+    serve = tf.saved_model.load(str(export)).signatures["serving_default"]
+    assert serve(number=tf.constant([[7.0]]))["output"].numpy() == pytest.approx(14, abs=0.05)
+
+
+def test_saved_model_cli_reads_like_documentation(finished: Finished) -> None:
+    for case in CASES:
+        run, _ = finished.of(case)
+        (export,) = (run / "export" / "saved_model").iterdir()
+        command = [str(Path(sys.executable).with_name("saved_model_cli")), "show", "--all", "--dir"]
+        shown = subprocess.run(
+            [*command, str(export)], capture_output=True, text=True, check=True, timeout=120
+        ).stdout
+        for name, (inputs, outputs) in case.signatures.items():
+            (section,) = re.findall(rf"signature_def\['{name}'\]:(.*?)(?:\n\n|\Z)", shown, re.DOTALL)
+            assert set(re.findall(r"inputs\['(\w+)'\]", section)) == inputs
+            assert set(re.findall(r"outputs\['(\w+)'\]", section)) == outputs
+        assert not re.search(r"output_0|inputs_1|args_0", shown)
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("arguments", "messages"),
+        [
+            (
+                ["train.epoch=3"],
+                [
+                    "error: train.epoch is not a key. Known here: epochs, compile, deterministic, "
+                    "on_interrupt. Did you mean epochs?"
+                ],
+            ),
+            (
+                ["model=gruu"],
+                [
+                    "error: model must be one of char_lstm, dense, gru, mnist_cnn. Received: gruu. "
+                    "Did you mean gru?"
+                ],
+            ),
+            (
+                ["export=onxx"],
+                ["error: export must be one of checkpoint, saved_model. Received: onxx."],
+            ),
+            (
+                ["export=[saved_model,onxx]"],
+                ["error: export must be one of checkpoint, saved_model. Received: onxx."],
+            ),
+            (
+                ["model=gru", "model.nits=3", "train.epochs=-1", "foo.bar=1"],
+                [
+                    "3 errors:",
+                    "  model.nits is not a key. Known here: _target_, num_features, units, "
+                    "num_classes. Did you mean units?",
+                    "  foo.bar is not a key. Known here: seed, epoch, train, verify, optimizer, data, "
+                    "model, export.",
+                    "  train.epochs must be >= 0. Received: -1.",
+                ],
+            ),
+            (
+                ["model=gru,dense"],
+                ["error: model=gru,dense names several values. Add --multirun (-m) to run them all."],
+            ),
+            (["data=npz"], ["error: data.path must be given. Add data.path=... to the command."]),
+            (["--config-dir=nowhere"], ["error: --config-dir must name a folder. Not found: nowhere."]),
+        ],
+        ids=lambda value: value[0] if isinstance(value, list) else None,
+    )
+    def test_are_explained_before_tensorflow_is_imported(
+        self, arguments: list[str], messages: list[str], tmp_path: Path
+    ) -> None:
+        completed = subprocess.run(
+            [sys.executable, "-c", NO_TENSORFLOW, *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert completed.returncode == 2, completed.stderr
+        assert completed.stderr.splitlines() == messages
+        assert completed.stdout == ""
+        assert not list(tmp_path.iterdir())
+
+    def test_an_override_that_cannot_be_read(self, command: Command) -> None:
+        stderr = command("pipeline", "model=[", code=2).stderr
+        assert stderr.startswith("error: model=[ is not an override that can be read: ")
+
+    def test_an_interpolation_that_leads_nowhere(self, command: Command) -> None:
+        stderr = command("pipeline", "data.batch_size=${nowhere}", code=2).stderr
+        assert stderr == "error: Interpolation key 'nowhere' not found\n"
+
+    def test_help_needs_no_tensorflow(self, tmp_path: Path) -> None:
+        for flags in (["--help"], ["--cfg", "job"], ["--hydra-help"]):
+            completed = subprocess.run(
+                [sys.executable, "-c", NO_TENSORFLOW, *flags],
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=60,
+            )
+            assert completed.stdout
+        assert not list(tmp_path.iterdir())
+
+    def test_a_run_directory_in_use_is_left_as_it_was(self, finished: Finished, command: Command) -> None:
+        run, _ = finished.of(CASES[0])
+        before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+        stderr = command("pipeline", f"hydra.run.dir='{run}'", "seed=5", code=2).stderr
+        assert "must not hold a run already" in stderr
+        assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+    def test_data_that_the_model_does_not_take(self, command: Command, tmp_path: Path) -> None:
+        stderr = command("pipeline", "model=gru", "data=numbers", code=2).stderr
+        assert "features: [any, any, 30] float32" in stderr
+        assert "Received: feature [100, 2] float32" in stderr
+        assert not list(tmp_path.rglob("checkpoints"))
+
+    def test_a_model_that_needs_a_vocabulary(self, command: Command, tmp_path: Path) -> None:
+        np.savez(tmp_path / "a.npz", tokens=np.zeros((40, 5), np.uint8))
+        stderr = command("pipeline", "model=char_lstm", "data=npz", "data.path=a.npz", code=2).stderr
+        assert "needs data that states its vocabulary" in stderr
+
+    def test_an_error_is_a_sentence_and_the_traceback_is_in_the_log(
+        self, command: Command, tmp_path: Path
+    ) -> None:
+        overrides = [
+            "model=dense",
+            "optimizer=sgd",
+            "optimizer.learning_rate=1e30",
+            "hydra.run.dir=run",
+            "hydra.verbose=pipeline",
+        ]
+        completed = command("pipeline", *overrides, code=1)
+        assert "error: NonFiniteLoss: The training loss must be finite" in completed.stderr
+        assert "Traceback" in (tmp_path / "run" / "pipeline.log").read_text()
+        full = command("pipeline", *overrides[:3], code=1, env={"HYDRA_FULL_ERROR": "1"})
+        assert "Traceback" in full.stderr
+
+    def test_a_mismatch_exits_with_3(self, gru_run: Path, command: Command) -> None:
+        log = gru_run / "metrics.jsonl"
+        log.write_text(re.sub(r'"loss": 1\.', '"loss": 2.', log.read_text()))
+        completed = command("pipeline.evaluate", f"run_dir={gru_run}", code=3)
+        assert "verdict: mismatch" in completed.stdout
+        assert completed.stderr == ""
+
+    def test_a_run_directory_that_is_none(self, command: Command, tmp_path: Path) -> None:
+        stderr = command("pipeline.evaluate", "run_dir=nowhere", code=2).stderr
+        assert stderr.startswith("error: run_dir must be a directory that a run has written.")
+        assert not list(tmp_path.iterdir())
+
+
+def start(arguments: list[str], cwd: Path, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-m", "pipeline", *arguments], cwd=cwd, text=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("number", "on_interrupt", "code"),
+    [(signal.SIGTERM, "stop", 143), (signal.SIGINT, "export", 130)],
+)
+def test_a_signal_stops_cleanly(number: signal.Signals, on_interrupt: str, code: int, tmp_path: Path) -> None:
+    arguments = ["model=dense", "train.epochs=100000", "hydra.run.dir=run"]
+    process = start(
+        [*arguments, f"train.on_interrupt={on_interrupt}"],
+        tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    log = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") > 3):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == code, stderr
+    assert f"{number.name}: stopping after this chunk of steps" in stderr
+    rows = log.read_text().splitlines()
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*.index"))
+    exported = tmp_path / "run" / "export" / "saved_model"
+    if on_interrupt == "stop":
+        assert not exported.exists()
+        assert stdout == ""
+    else:
+        assert f"saved_model@{len(rows) - 1} " in stdout
+        assert "verdict: match" in stdout
+
+
+def test_bars_show_on_a_terminal(tmp_path: Path) -> None:
+    terminal, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    process = start(["model=dense", "train.epochs=5", "hydra.run.dir=run"], tmp_path, stderr=slave)
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(terminal, 65536)
+        except OSError:  # how Linux says that the other end is closed
+            break
+    os.close(terminal)
+    assert process.wait(timeout=300) == 0
+    text = shown.decode()
+    assert re.search(r"epochs: 100%.*5/5", text)
+    assert re.search(r"steps:.*5/5.*loss ", text)
+    assert "loss=" in text
+
+
+def test_a_sweep_runs_every_combination(command: Command, tmp_path: Path) -> None:
+    command("pipeline", "-m", "model=dense", "train.epochs=1,2", "hydra.sweep.dir=sweep")
+    for job, epochs in (("0", 1), ("1", 2)):
+        receipt = json.loads((tmp_path / "sweep" / job / "verification.json").read_text())
+        assert receipt["verdict"] == "match"
+        assert len(receipt["epochs"]) == epochs + 1
+    failing = ["-m", "model=dense", "seed=1,-1", "train.epochs=1"]
+    stderr = command("pipeline", *failing, code=1).stderr
+    assert "seed must be >= 0. Received: -1." in stderr
+
+
+def test_the_reader_of_the_output_may_go_away(tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    process = start(["--help"], tmp_path, stdout=write_end, stderr=subprocess.PIPE)
+    os.close(write_end)
+    _, stderr = process.communicate(timeout=60)
+    assert "Traceback" not in stderr

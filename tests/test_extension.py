@@ -1,0 +1,48 @@
+"""A user's own model and data, from their own package and configuration folder, as the README shows."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from tests.conftest import Command
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def files_of_readme() -> dict[str, str]:
+    """Return the files that the README's section on extension shows, by the name on their first line."""
+    section = README.read_text().split("## Your own model and data")[1].split("\n## ")[0]
+    blocks = re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", section, re.DOTALL)
+    return dict(blocks)
+
+
+def test_the_readmes_example_trains_exports_and_verifies(command: Command, tmp_path: Path) -> None:
+    files = files_of_readme()
+    assert set(files) == {
+        "mine/model.py",
+        "mine/data.py",
+        "myconf/model/linear.yaml",
+        "myconf/data/line.yaml",
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    overrides = ["--config-dir=myconf", "model=linear", "data.slope=3", "hydra.run.dir=run"]
+    completed = command("pipeline", *overrides)
+    assert "verdict: match" in completed.stdout
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["test"]["loss"] < rows[0]["test"]["loss"] / 100
+
+    assert "verdict: match" in command("pipeline.evaluate", "run_dir=run").stdout
+
+    stderr = command("pipeline", *overrides[:2], "data.slope=x", "model.slope=1", code=2).stderr
+    assert "data.slope must be a number. Received: 'x'." in stderr
+    assert "model.slope is not a key. Known here: _target_." in stderr
+    stderr = command("pipeline", "--config-dir=myconf", "model=lineer", code=2).stderr
+    assert "Did you mean linear?" in stderr
+
+    (tmp_path / "mine" / "data.py").unlink()
+    stderr = command("pipeline.evaluate", "run_dir=run", code=2).stderr
+    assert "data._target_ must name a class that can be imported. Received: mine.data.Line" in stderr
