@@ -62,7 +62,8 @@ class BuiltModel:
             checkpoint, so they may not depend on what the process built before.
         loss: Called with a batch (carried state included) and an int32 `[2]` seed that is a pure
             function of the run's seed and the step. Returns the scalar to minimise and the carried
-            state for the next batch (empty for a stateless model).
+            state for the next batch (empty for a stateless model). Traced as it is written, like a
+            signature (see `signature`).
         signatures: `tf.function`s with a fixed input signature that return a dict. `evaluate` takes a
             batch and returns per-batch sums (`loss_sum`, ..., `count`). An output named like an input
             is carried to the next batch; a model that carries state has a signature `initial_state`.
@@ -90,6 +91,17 @@ class Model(Protocol):
             batch: Shape (batch dimension `None`) and dtype of each array, as the data provides it.
             metadata: What the data says of itself, such as its vocabulary.
         """
+
+
+def signature(*specs: tf.TensorSpec) -> Any:
+    """Return a decorator that makes a function of named tensors a signature.
+
+    The function is traced as it is written. Loops and branches over tensors are `tf.while_loop` and
+    `tf.cond`; one that would rather have them translated from Python uses `tf.function` itself.
+    """
+    import tensorflow as tf
+
+    return tf.function(autograph=False, input_signature=specs)
 
 
 def weights_of(network: keras.Model) -> dict[str, tf.Variable]:

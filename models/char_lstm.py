@@ -12,6 +12,7 @@ from models.base import (
     classification_sums,
     cross_entropy,
     indices,
+    signature,
     weights_of,
 )
 
@@ -73,7 +74,6 @@ class CharLSTM:
         state_h_spec = tf.TensorSpec([None, self.units], tf.float32, "state_h")
 
         def run(tokens: tf.Tensor, state_c: tf.Tensor, state_h: tf.Tensor) -> tuple[tf.Tensor, Tensors]:
-            """Return logits `[B, T, V]` and the state after the last step."""
             logits, last_h, last_c = network([tf.cast(tokens, tf.int32), state_h, state_c])
             return logits, {"state_c": last_c, "state_h": last_h}
 
@@ -81,24 +81,18 @@ class CharLSTM:
             logits, state = run(batch["tokens"], batch["state_c"], batch["state_h"])
             return tf.reduce_mean(cross_entropy(logits, batch["targets"])), state
 
-        @tf.function(
-            input_signature=[
-                tf.TensorSpec([None, None], tf.int32, "tokens"),
-                state_c_spec,
-                state_h_spec,
-            ]
-        )
+        @signature(tf.TensorSpec([None, None], tf.int32, "tokens"), state_c_spec, state_h_spec)
         def step(tokens: tf.Tensor, state_c: tf.Tensor, state_h: tf.Tensor) -> Tensors:
             logits, state = run(tokens, state_c, state_h)
             return {"probabilities": tf.nn.softmax(logits), **state}
 
-        @tf.function(input_signature=[tf.TensorSpec([], tf.int32, "batch_size")])
+        @signature(tf.TensorSpec([], tf.int32, "batch_size"))
         def initial_state(batch_size: tf.Tensor) -> Tensors:
             # Two tensors, not one twice: a signature's outputs must be distinct.
             shape = [batch_size, self.units]
             return {"state_c": tf.zeros(shape), "state_h": tf.zeros(shape)}
 
-        @tf.function(input_signature=[batch["tokens"], batch["targets"], state_c_spec, state_h_spec])
+        @signature(batch["tokens"], batch["targets"], state_c_spec, state_h_spec)
         def evaluate(
             tokens: tf.Tensor, targets: tf.Tensor, state_c: tf.Tensor, state_h: tf.Tensor
         ) -> Tensors:
@@ -164,35 +158,35 @@ def _generate(
 
     code_points = tf.constant([ord(character) for character in vocabulary], tf.int32)
 
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec([], tf.string, "prompt"),
-            tf.TensorSpec([], tf.int32, "length"),
-            tf.TensorSpec([], tf.float32, "temperature"),
-            tf.TensorSpec([2], tf.int32, "seed"),
-        ]
+    @signature(
+        tf.TensorSpec([], tf.string, "prompt"),
+        tf.TensorSpec([], tf.int32, "length"),
+        tf.TensorSpec([], tf.float32, "temperature"),
+        tf.TensorSpec([2], tf.int32, "seed"),
     )
     def generate(prompt: tf.Tensor, length: tf.Tensor, temperature: tf.Tensor, seed: tf.Tensor) -> Tensors:
         given = _encode(prompt, code_points)
         first = tf.random.stateless_uniform([1], seed, 0, len(vocabulary), tf.int32)
         start = tf.cond(tf.size(given) > 0, lambda: given, lambda: first)
-        state = initial_state(1)
-        logits, state = run(start[tf.newaxis, :], state["state_c"], state["state_h"])
-        state_c, state_h = state["state_c"], state["state_h"]
-        next_logits = logits[:, -1]
         # The random first character of an empty prompt is the first of the `length` sampled ones.
         total = tf.size(given) + length
         num_sampled = tf.maximum(total - tf.size(start), 0)
-        tokens = tf.TensorArray(tf.int32, num_sampled)
-        for position in tf.range(num_sampled):
+
+        def append(
+            position: tf.Tensor, sampled: tf.TensorArray, logits: tf.Tensor, state: Tensors
+        ) -> tuple[tf.Tensor, tf.TensorArray, tf.Tensor, Tensors]:
             step_seed = tf.random.experimental.stateless_fold_in(seed, position)
-            token = _sample(next_logits, temperature, step_seed)
-            tokens = tokens.write(position, token[0])
-            logits, state = run(token[:, tf.newaxis], state_c, state_h)
-            state_c, state_h = state["state_c"], state["state_h"]
-            next_logits = logits[:, -1]
-        text = tf.concat([start, tokens.stack()], axis=0)[:total]
-        characters = tf.gather(code_points, text)
-        return {"text": tf.strings.unicode_encode(characters, "UTF-8")}
+            token = _sample(logits[:, -1], temperature, step_seed)
+            logits, state = run(token[:, tf.newaxis], **state)
+            return position + 1, sampled.write(position, token[0]), logits[:, -1:], state
+
+        logits, state = run(start[tf.newaxis, :], **initial_state(1))
+        _, sampled, _, _ = tf.while_loop(
+            lambda position, *_: position < num_sampled,
+            append,
+            (tf.constant(0), tf.TensorArray(tf.int32, num_sampled), logits[:, -1:], state),
+        )
+        text = tf.concat([start, sampled.stack()], axis=0)[:total]
+        return {"text": tf.strings.unicode_encode(tf.gather(code_points, text), "UTF-8")}
 
     return generate

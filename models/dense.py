@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from models.base import ArraySpec, BuiltModel, weights_of
+from models.base import ArraySpec, BuiltModel, signature, weights_of
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -42,15 +42,15 @@ class DenseRegressor:
         def loss(batch: Tensors, seed: tf.Tensor) -> tuple[tf.Tensor, Tensors]:
             return tf.nn.l2_loss(network(batch["feature"]) - batch["target"]), {}
 
-        @tf.function(input_signature=[tf.TensorSpec([None, 1], tf.float32, "number")])
+        @signature(tf.TensorSpec([None, 1], tf.float32, "number"))
         def serving_default(number: tf.Tensor) -> Tensors:
             return {"output": network(tf.tile(number, [1, 2]))}
 
-        @tf.function(input_signature=[tf.TensorSpec([None, 2], tf.float32, "feature")])
+        @signature(tf.TensorSpec([None, 2], tf.float32, "feature"))
         def predict_features(feature: tf.Tensor) -> Tensors:
             return {"output": network(feature)}
 
-        @tf.function(input_signature=[batch["feature"], batch["target"]])
+        @signature(batch["feature"], batch["target"])
         def evaluate(feature: tf.Tensor, target: tf.Tensor) -> Tensors:
             error = network(feature) - target
             return {

@@ -12,6 +12,7 @@ from models.base import (
     classify,
     cross_entropy,
     indices,
+    signature,
     weights_of,
 )
 
@@ -73,21 +74,19 @@ class GRUClassifier:
             logits = network(batch["features"])
             return tf.reduce_mean(cross_entropy(logits, batch["labels"])), {}
 
-        @tf.function(input_signature=[features_spec])
+        @signature(features_spec)
         def serving_default(features: tf.Tensor) -> Tensors:
             return classify(network(features))
 
-        @tf.function(input_signature=[features_spec, tf.TensorSpec([], tf.int64, "batch_size")])
+        @signature(features_spec, tf.TensorSpec([], tf.int64, "batch_size"))
         def predict_dataset(features: tf.Tensor, batch_size: tf.Tensor) -> Tensors:
-            logits = tf.zeros([0, self.num_classes])
-            for rows in tf.data.Dataset.from_tensor_slices(features).batch(batch_size):
-                tf.autograph.experimental.set_loop_options(
-                    shape_invariants=[(logits, tf.TensorShape([None, self.num_classes]))]
-                )
-                logits = tf.concat([logits, network(rows)], axis=0)
-            return {"logits": logits}
+            def append(logits: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+                return tf.concat([logits, network(rows)], axis=0)
 
-        @tf.function(input_signature=[batch["features"], batch["labels"]])
+            batches = tf.data.Dataset.from_tensor_slices(features).batch(batch_size)
+            return {"logits": batches.reduce(tf.zeros([0, self.num_classes]), append)}
+
+        @signature(batch["features"], batch["labels"])
         def evaluate(features: tf.Tensor, labels: tf.Tensor) -> Tensors:
             return classification_sums(network(features), labels)
 

@@ -12,6 +12,7 @@ from models.base import (
     classify,
     cross_entropy,
     indices,
+    signature,
     weights_of,
 )
 
@@ -82,15 +83,15 @@ class MnistCNN:
             logits = logits_of(batch["images"])
             return tf.reduce_mean(cross_entropy(logits, batch["labels"])), {}
 
-        @tf.function(input_signature=[tf.TensorSpec([None, *IMAGE], tf.float32, "images")])
+        @signature(tf.TensorSpec([None, *IMAGE], tf.float32, "images"))
         def serving_default(images: tf.Tensor) -> Tensors:
             return classify(logits_of(images))
 
-        @tf.function(input_signature=[tf.TensorSpec([None, *IMAGE], tf.uint8, "images")])
+        @signature(tf.TensorSpec([None, *IMAGE], tf.uint8, "images"))
         def serving_uint8(images: tf.Tensor) -> Tensors:
             return classify(logits_of(images))
 
-        @tf.function(input_signature=[batch["images"], batch["labels"]])
+        @signature(batch["images"], batch["labels"])
         def evaluate(images: tf.Tensor, labels: tf.Tensor) -> Tensors:
             return classification_sums(logits_of(images), labels)
 

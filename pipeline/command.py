@@ -72,24 +72,25 @@ def run(
     codes: list[int] = []
     failures: list[Exception] = []
 
-    def single_job(cfg: DictConfig) -> None:
+    def job(cfg: DictConfig) -> None:
         try:
             codes.append(task(cfg))
         except Exception as error:
-            if HydraConfig.get().mode != RunMode.RUN:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
-            failures.append(error)
+            failures.append(error)  # Hydra would put a line of its own before it.
 
     try:
-        if _is_plain_run(arguments):
-            with _hydra_app(arguments) as app:
-                name = arguments.config_name or config_name
-                _compose_and_check(app, name, arguments.overrides, check)
-        hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(single_job)()
+        if _is_about_hydra(arguments):
+            hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(task)()
+        else:
+            _run_job_or_sweep(arguments, job, config_name, check)
         if failures:
             raise failures[0]
     except ConfigError as error:
         _exit(BAD_INPUT, error.problems, error)
+    except HYDRA_ERRORS as error:
+        _exit(BAD_INPUT, [_in_one_line(error)], error)
     except StopRequested as error:
         _exit(error.exit_code, [str(error)], error)
     except KeyboardInterrupt as error:
@@ -172,14 +173,32 @@ def _exit(code: int, sentences: Sequence[str], error: BaseException) -> NoReturn
     sys.exit(code)
 
 
-def _is_plain_run(arguments: argparse.Namespace) -> bool:
-    """Whether the command line asks for one job, not for help, a configuration or a sweep."""
-    flags = ("help", "hydra_help", "cfg", "info", "shell_completion", "multirun", "config_path")
-    return not any(getattr(arguments, flag) for flag in flags)
+def _is_about_hydra(arguments: argparse.Namespace) -> bool:
+    """Whether the command line asks for help, a configuration or completion, not for a job."""
+    flags = ("help", "hydra_help", "cfg", "info", "shell_completion", "config_path")
+    return any(getattr(arguments, flag) for flag in flags)
+
+
+def _run_job_or_sweep(
+    arguments: argparse.Namespace,
+    job: Callable[[DictConfig], None],
+    config_name: str,
+    check: Callable[[DictConfig], object],
+) -> None:
+    name = arguments.config_name or config_name
+    overrides = list(arguments.overrides)
+    with _hydra_app(arguments) as app:
+        if arguments.multirun:
+            mode = RunMode.MULTIRUN
+        else:
+            mode = _compose_and_check(app, name, overrides, check).hydra.mode or RunMode.RUN
+        execute = app.multirun if mode == RunMode.MULTIRUN else app.run
+        execute(config_name=name, task_function=job, overrides=[*overrides, f"hydra.mode={mode.name}"])
 
 
 @contextmanager
 def _hydra_app(arguments: argparse.Namespace) -> Iterator[Hydra]:
+    hydra.version.setbase("1.3")
     search_path = create_automatic_config_search_path(None, None, CONF)
     if arguments.config_dir is not None:
         if not Path(arguments.config_dir).is_dir():
@@ -194,8 +213,8 @@ def _hydra_app(arguments: argparse.Namespace) -> Iterator[Hydra]:
 
 def _compose_and_check(
     app: Hydra, config_name: str, overrides: Sequence[str], check: Callable[[DictConfig], object]
-) -> None:
-    """Compose a configuration and check it.
+) -> DictConfig:
+    """Compose a configuration, check and return it.
 
     Raises:
         ConfigError: With every override that does not fit, and all that is wrong with the rest.
@@ -212,6 +231,7 @@ def _compose_and_check(
             problems += other.problems
         raise ConfigError(problems) from error
     check(composed)
+    return composed
 
 
 def _try_compose(app: Hydra, config_name: str, overrides: Sequence[str]) -> DictConfig:

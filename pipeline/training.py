@@ -80,23 +80,28 @@ def compile_steps(
     """
     variables = [variable for variable in built.weights.values() if variable.trainable]
 
-    @tf.function(jit_compile=use_xla)
+    @tf.function(autograph=False, jit_compile=use_xla)
     def step(batch: Tensors, step_seed: tf.Tensor) -> tuple[tf.Tensor, Tensors]:
         with tf.GradientTape() as tape:
             loss, state = built.loss(batch, step_seed)
         optimizer.apply(tape.gradient(loss, variables), variables)
         return loss, state
 
-    @tf.function
+    @tf.function(autograph=False)
     def steps(
         rows: tf.Tensor, first: tf.Tensor, last: tf.Tensor, state: Tensors
     ) -> tuple[tf.Tensor, Tensors]:
-        losses = tf.TensorArray(tf.float32, last - first)
-        for number in tf.range(first, last):
+        def take(number: tf.Tensor, losses: tf.TensorArray, state: Tensors) -> tuple[Any, ...]:
             batch = {name: tf.gather(array, rows[number]) for name, array in arrays.items()}
             taken = tf.cast(optimizer.iterations.value, tf.int32)
             loss, state = step({**batch, **state}, tf.stack([seed, taken]))
-            losses = losses.write(number - first, loss)
+            return number + 1, losses.write(number - first, loss), state
+
+        _, losses, state = tf.while_loop(
+            lambda number, *_: number < last,
+            take,
+            (first, tf.TensorArray(tf.float32, last - first), state),
+        )
         return losses.stack(), state
 
     return Compiled(step, steps)

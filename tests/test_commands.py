@@ -362,7 +362,7 @@ def test_a_sweep_runs_every_combination(command: Command, tmp_path: Path) -> Non
         assert receipt["verdict"] == "match"
         assert len(receipt["epochs"]) == epochs + 1
     failing = ["-m", "model=dense", "seed=1,-1", "train.epochs=1"]
-    stderr = command("pipeline", *failing, code=1).stderr
+    stderr = command("pipeline", *failing, code=2).stderr
     assert "seed must be >= 0. Received: -1." in stderr
 
 
