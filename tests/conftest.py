@@ -22,7 +22,11 @@ runtime.start_tensorflow(seed=0, deterministic=True)
 
 
 def run_command(
-    *arguments: object, cwd: Path, code: int = 0, env: dict[str, str] | None = None
+    *arguments: object,
+    cwd: Path,
+    code: int = 0,
+    env: dict[str, str] | None = None,
+    timeout: float = 600,
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m ...` in a folder, and check its exit code."""
     completed = subprocess.run(
@@ -32,7 +36,7 @@ def run_command(
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
+        timeout=timeout,
     )
     assert completed.returncode == code, completed.stdout + completed.stderr
     return completed

@@ -141,6 +141,35 @@ def test_gru_logits_of_both_batches_through_the_restored_input_pipeline(finished
         np.testing.assert_array_equal(restored[start : start + 32].numpy(), logits.numpy())
 
 
+SAMPLE = """
+import sys
+import tensorflow as tf
+generate = tf.saved_model.load(sys.argv[1]).signatures["generate"]
+request = dict(prompt="License", length=50, temperature=0.8, seed=[1, 2])
+print(repr(generate(**{k: tf.constant(v) for k, v in request.items()})["text"].numpy().decode()))
+"""
+
+
+def test_the_same_seed_samples_the_same_text_with_and_without_the_models_code(finished: Finished) -> None:
+    lstm = CASES[2]
+    run, _ = finished.of(lstm)
+    (export,) = (run / "export" / "saved_model").iterdir()
+    command = [sys.executable, "-c", SAMPLE, str(export)]
+    restored = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+
+    trained = lstm.model().build(_specs(lstm), lstm.load().metadata)
+    checkpoints.restore(run / "checkpoints" / "epoch-0002", trained.weights)
+    request = {"prompt": "License", "length": 50, "temperature": 0.8}
+
+    def sample(seed: list[int]) -> str:
+        inputs = {key: tf.constant(value) for key, value in {**request, "seed": seed}.items()}
+        text: bytes = trained.signatures["generate"](**inputs)["text"].numpy()
+        return text.decode()
+
+    assert restored.stdout.rstrip("\n") == repr(sample([1, 2]))
+    assert sample([1, 2]) != sample([1, 3])
+
+
 def _specs(case: Case) -> dict[str, tf.TensorSpec]:
     from pipeline.training import batch_specs
 
