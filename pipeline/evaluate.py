@@ -32,7 +32,7 @@ class Request:
         facts: Its `run.json`.
         log: Every row of its log.
         rows: The rows whose checkpoints are to be restored.
-        exports: Formats whose newest export is to be opened.
+        exports: The newest export of each format that is to be opened.
         source: The run's data source, constructed.
         tolerance: See `Verify`.
     """
@@ -41,7 +41,7 @@ class Request:
     facts: Mapping[str, Any]
     log: Sequence[Row]
     rows: Sequence[Row]
-    exports: Sequence[str]
+    exports: Mapping[str, Path]
     source: Source
     tolerance: Verify
 
@@ -69,12 +69,12 @@ def check(cfg: DictConfig) -> Request:
     facts = run.read_facts()
     recorded = facts["config"]
     log = run.read_rows()
-    exports = [name for name in config.FORMATS if run.newest_export(name)]
+    exports = {name: path for name in config.FORMATS if (path := run.newest_export(name))}
     if values.format is not None:
         written = sorted({"checkpoint", *exports})
         if values.format not in written:
             raise ConfigError([config.unknown("format", values.format, written)])
-        exports = [name for name in exports if name == values.format]
+        exports = {name: path for name, path in exports.items() if name == values.format}
     rows = select_rows(log, values.epochs) if values.format in (None, "checkpoint") else []
     given = {key: value for key, value in values.verify.items() if value is not None}
     tolerance = config.bind(Verify, {**recorded["verify"], **given}, "verify.", problems)
@@ -103,8 +103,8 @@ def evaluate(cfg: DictConfig) -> int:
         verification.verify_checkpoints(run, request.rows, dataset, request.tolerance) if request.rows else []
     )
     exports = [
-        verification.verify_export(run, name, request.log, dataset, request.tolerance)
-        for name in request.exports
+        verification.verify_export(run, name, directory, request.log, dataset, request.tolerance)
+        for name, directory in request.exports.items()
     ]
     receipt = verification.write_receipts(run, epochs, exports)
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize

@@ -16,6 +16,8 @@ from pipeline.evaluation import Signature, evaluate
 from pipeline.run import Metrics, Row, RunDirectory, write_text
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from data.base import Dataset
 
 MAX_TABLE_ROWS = 24
@@ -131,16 +133,18 @@ def verify_checkpoints(
 
 
 def verify_export(
-    run: RunDirectory, format: str, rows: Sequence[Row], dataset: Dataset, tolerance: Verify
+    run: RunDirectory,
+    format: str,
+    directory: Path,
+    rows: Sequence[Row],
+    dataset: Dataset,
+    tolerance: Verify,
 ) -> Verified:
-    """Open the newest export of a format, evaluate it, and compare it with its epoch's row.
+    """Open an export, evaluate it, and compare it with its epoch's row.
 
     Raises:
-        ConfigError: There is no export, it is damaged, or the log lacks its epoch.
+        ConfigError: It is damaged, or the log lacks its epoch.
     """
-    directory = run.newest_export(format)
-    if directory is None:
-        raise ConfigError([f"{run.path} must hold an export in the format {format}. There is none."])
     epoch = formats.exported_epoch(format, directory)
     row = next((row for row in rows if row.epoch == epoch), None)
     if row is None:

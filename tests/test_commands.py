@@ -327,6 +327,15 @@ class TestMistakes:
         assert stderr.startswith("error: run_dir must be a directory that a run has written.")
         assert not list(tmp_path.iterdir())
 
+    def test_a_configuration_that_does_not_exist(self, command: Command) -> None:
+        for overrides in ([], ["train.epoch=3"]):
+            stderr = command("pipeline", "--config-name=nowhere", *overrides, code=2).stderr
+            assert stderr.startswith("error: Cannot find primary config 'nowhere'.")
+
+    def test_a_choice_that_does_not_exist_in_a_sweep(self, command: Command) -> None:
+        stderr = command("pipeline", "-m", "model=gru,gruu", code=2).stderr
+        assert "error: In 'config': Could not find 'model/gruu' Available options in 'model'" in stderr
+
 
 def start(arguments: list[str], cwd: Path, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-m", "pipeline", *arguments], cwd=cwd, text=True, **options)
@@ -363,6 +372,19 @@ def test_a_signal_stops_cleanly(number: signal.Signals, on_interrupt: str, code:
     else:
         assert f"saved_model@{len(rows) - 1} " in stdout
         assert "verdict: match" in stdout
+
+
+def test_ctrl_c_before_the_first_step(tmp_path: Path) -> None:
+    arguments = ["model=dense", "train.epochs=100000", "hydra.run.dir=run"]
+    process = start(arguments, tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    claimed = tmp_path / "run" / "checkpoints"
+    while not claimed.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1] == "error: stopped by Ctrl-C"
 
 
 def test_bars_show_on_a_terminal(tmp_path: Path) -> None:
