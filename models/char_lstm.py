@@ -15,6 +15,7 @@ from models.base import (
     signature,
     weights_of,
 )
+from models.lstm import lstm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,8 +79,7 @@ class CharLSTM:
             return logits, {"state_c": last_c, "state_h": last_h}
 
         def loss(batch: Tensors, seed: tf.Tensor) -> tuple[tf.Tensor, Tensors]:
-            logits, state = run(batch["tokens"], batch["state_c"], batch["state_h"])
-            return tf.reduce_mean(cross_entropy(logits, batch["targets"])), state
+            return _training_loss(network, batch)
 
         @signature(tf.TensorSpec([None, None], tf.int32, "tokens"), state_c_spec, state_h_spec)
         def step(tokens: tf.Tensor, state_c: tf.Tensor, state_h: tf.Tensor) -> Tensors:
@@ -115,6 +115,23 @@ class CharLSTM:
                 "evaluate": evaluate,
             },
         )
+
+
+def _training_loss(network: Any, batch: Tensors) -> tuple[tf.Tensor, Tensors]:
+    """Return the mean cross-entropy in nats, and the state after the last step.
+
+    It is computed with the variables of the network, time first, through the recurrence that is made for
+    training. A one-hot vector times the kernel is a row of the kernel.
+    """
+    import tensorflow as tf
+
+    cell, output = network.get_layer("lstm").cell, network.get_layer("output")
+    tokens = tf.cast(tf.transpose(batch["tokens"]), tf.int32)  # [T, B]
+    projected = tf.gather(cell.kernel.value, tokens) + cell.bias.value  # [T, B, 4H]
+    hidden, last_h, last_c = lstm(projected, cell.recurrent_kernel.value, batch["state_h"], batch["state_c"])
+    logits = tf.tensordot(hidden, output.kernel.value, axes=1) + output.bias.value  # [T, B, V]
+    loss = tf.reduce_mean(cross_entropy(logits, tf.transpose(batch["targets"])))
+    return loss, {"state_c": last_c, "state_h": last_h}
 
 
 def _encode(text: tf.Tensor, code_points: tf.Tensor) -> tf.Tensor:

@@ -1,0 +1,112 @@
+"""The LSTM recurrence with a gradient of its own, for training (Hochreiter & Schmidhuber, 1997).
+
+Automatic differentiation adds to the recurrent kernel's gradient at every time step. Here the gradient of
+each step's gates is kept, and the kernel's is formed in one matrix product after the loop. Values and
+gradients are those of `keras.layers.LSTM`, whose order of gates (input, forget, cell, output) it shares.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import tensorflow as tf
+
+
+def lstm(
+    projected: tf.Tensor, recurrent_kernel: tf.Tensor, state_h: tf.Tensor, state_c: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Run the recurrence over time.
+
+    Args:
+        projected: The inputs' share of the gates, bias included: `[T, B, 4H]`, T static.
+        recurrent_kernel: `[H, 4H]`.
+        state_h: Hidden state before the first step, `[B, H]`.
+        state_c: Cell state before the first step, `[B, H]`.
+
+    Returns:
+        The hidden state after each step `[T, B, H]`, and both states after the last, `[B, H]`.
+    """
+    import tensorflow as tf
+
+    num_steps: int = projected.shape[0]
+
+    @tf.custom_gradient
+    def run(
+        projected: tf.Tensor, kernel: tf.Tensor, h: tf.Tensor, c: tf.Tensor
+    ) -> tuple[tuple[tf.Tensor, ...], Callable[..., tuple[tf.Tensor, ...]]]:
+        hidden, cells, gates = _forward(projected, kernel, h, c)
+
+        def gradient(d_hidden: tf.Tensor, d_h: tf.Tensor, d_c: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            previous_cells = tf.concat([c[tf.newaxis], cells[:-1]], axis=0)
+            d_gates, d_h, d_c = _backward(d_hidden, d_h, d_c, kernel, cells, previous_cells, gates)
+            previous = tf.concat([h[tf.newaxis], hidden[:-1]], axis=0)
+            rows = num_steps * tf.shape(h)[0]
+            d_kernel = tf.matmul(
+                tf.reshape(previous, [rows, kernel.shape[0]]),
+                tf.reshape(d_gates, [rows, kernel.shape[1]]),
+                transpose_a=True,
+            )
+            return d_gates, d_kernel, d_h, d_c
+
+        return (hidden, hidden[-1], cells[-1]), gradient
+
+    hidden, last_h, last_c = run(projected, recurrent_kernel, state_h, state_c)
+    return hidden, last_h, last_c
+
+
+def _forward(projected: tf.Tensor, kernel: tf.Tensor, h: tf.Tensor, c: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """Return hidden states `[T, B, H]`, cell states `[T, B, H]` and activated gates `[T, B, 4H]`."""
+    import tensorflow as tf
+
+    def step(t: tf.Tensor, h: tf.Tensor, c: tf.Tensor, *written: Any) -> tuple[Any, ...]:
+        i, f, g, o = tf.split(projected[t] + tf.matmul(h, kernel), 4, axis=-1)
+        i, f, g, o = tf.sigmoid(i), tf.sigmoid(f), tf.tanh(g), tf.sigmoid(o)
+        c = f * c + i * g
+        h = o * tf.tanh(c)
+        values = (h, c, tf.concat([i, f, g, o], axis=-1))
+        return t + 1, h, c, *(array.write(t, v) for array, v in zip(written, values, strict=True))
+
+    num_steps = projected.shape[0]
+    arrays = [tf.TensorArray(projected.dtype, num_steps) for _ in range(3)]
+    loop = (tf.constant(0), h, c, *arrays)
+    _, _, _, *arrays = tf.while_loop(lambda t, *_: t < num_steps, step, loop, maximum_iterations=num_steps)
+    return tuple(array.stack() for array in arrays)
+
+
+def _backward(
+    d_hidden: tf.Tensor,
+    d_h: tf.Tensor,
+    d_c: tf.Tensor,
+    kernel: tf.Tensor,
+    cells: tf.Tensor,
+    previous_cells: tf.Tensor,
+    gates: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Return the gradients of the gates before activation `[T, B, 4H]`, and of both first states."""
+    import tensorflow as tf
+
+    num_steps = gates.shape[0]
+    transposed = tf.transpose(kernel)
+
+    def step(n: tf.Tensor, d_h: tf.Tensor, d_c: tf.Tensor, written: tf.TensorArray) -> tuple[Any, ...]:
+        t = num_steps - 1 - n
+        i, f, g, o = tf.split(gates[t], 4, axis=-1)
+        d_h = d_h + d_hidden[t]
+        tanh_c = tf.tanh(cells[t])
+        d_c = d_c + d_h * o * (1 - tanh_c * tanh_c)
+        d_gates = [
+            d_c * g * i * (1 - i),
+            d_c * previous_cells[t] * f * (1 - f),
+            d_c * i * (1 - g * g),
+            d_h * tanh_c * o * (1 - o),
+        ]
+        d_z = tf.concat(d_gates, axis=-1)
+        return n + 1, tf.matmul(d_z, transposed), d_c * f, written.write(t, d_z)
+
+    array = tf.TensorArray(gates.dtype, num_steps)
+    loop = (tf.constant(0), d_h, d_c, array)
+    _, d_h, d_c, array = tf.while_loop(lambda n, *_: n < num_steps, step, loop, maximum_iterations=num_steps)
+    return array.stack(), d_h, d_c
