@@ -9,7 +9,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from pipeline import command, config, runtime
+from pipeline import command, composition, config, runtime
 from pipeline.run import RunDirectory, select_rows
 
 log = logging.getLogger("pipeline")
@@ -17,7 +17,7 @@ log = logging.getLogger("pipeline")
 
 def check(cfg: DictConfig) -> config.Settings:
     """Check the configuration, and, where Hydra has not made it yet, that the run directory is free."""
-    settings = config.check(command.plain_values(cfg))
+    settings = config.check(composition.plain_values(cfg))
     if "hydra" in cfg:
         HydraConfig.instance().set_config(cfg)
         RunDirectory(Path(cfg.hydra.run.dir)).check_unused()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
-from pipeline.config import ConfigError
+from pipeline.binding import ConfigError
 from pipeline.evaluation import Signature
 from pipeline.run import staged
 

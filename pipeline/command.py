@@ -19,27 +19,18 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_automatic_config_search_path, get_args_parser
-from hydra.core.config_search_path import SearchPathQuery
-from hydra.core.global_hydra import GlobalHydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.object_type import ObjectType
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.config import ConfigError, unknown
+from pipeline.binding import ConfigError
+from pipeline.composition import CONF, HYDRA_ERRORS, compose_and_check, hydra_app, in_one_line
 
-CONF = "pkg://conf"
 DONE, FAILED, BAD_INPUT, MISMATCH = 0, 1, 2, 3
-HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +81,7 @@ def run(
     except ConfigError as error:
         _exit(BAD_INPUT, error.problems, error)
     except HYDRA_ERRORS as error:
-        _exit(BAD_INPUT, [_in_one_line(error)], error)
+        _exit(BAD_INPUT, [in_one_line(error)], error)
     except StopRequested as error:
         _exit(error.exit_code, [str(error)], error)
     except KeyboardInterrupt as error:
@@ -102,21 +93,6 @@ def run(
     except Exception as error:
         _exit(FAILED, [f"{type(error).__name__}: {error}"], error)
     sys.exit(max(codes, default=DONE))
-
-
-def plain_values(cfg: DictConfig) -> dict[str, Any]:
-    """Return a configuration without its `hydra` section as plain values, interpolations resolved.
-
-    Raises:
-        ConfigError: An interpolation cannot be resolved.
-    """
-    keys = [str(key) for key in cfg if key != "hydra"]
-    try:
-        plain = OmegaConf.to_container(OmegaConf.masked_copy(cfg, keys), resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError([str(error).splitlines()[0]]) from error
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
 
 
 @contextmanager
@@ -187,115 +163,10 @@ def _run_job_or_sweep(
 ) -> None:
     name = arguments.config_name or config_name
     overrides = list(arguments.overrides)
-    with _hydra_app(arguments) as app:
+    with hydra_app(arguments) as app:
         if arguments.multirun:
             mode = RunMode.MULTIRUN
         else:
-            mode = _compose_and_check(app, name, overrides, check).hydra.mode or RunMode.RUN
+            mode = compose_and_check(app, name, overrides, check).hydra.mode or RunMode.RUN
         execute = app.multirun if mode == RunMode.MULTIRUN else app.run
         execute(config_name=name, task_function=job, overrides=[*overrides, f"hydra.mode={mode.name}"])
-
-
-@contextmanager
-def _hydra_app(arguments: argparse.Namespace) -> Iterator[Hydra]:
-    hydra.version.setbase("1.3")
-    search_path = create_automatic_config_search_path(None, None, CONF)
-    if arguments.config_dir is not None:
-        if not Path(arguments.config_dir).is_dir():
-            raise ConfigError([f"--config-dir must name a folder. Not found: {arguments.config_dir}."])
-        path = f"file://{Path(arguments.config_dir).absolute()}"
-        search_path.prepend("command-line", path, SearchPathQuery(provider="schema"))
-    try:
-        yield Hydra.create_main_hydra2(task_name="pipeline", config_search_path=search_path)
-    finally:
-        GlobalHydra.instance().clear()
-
-
-def _compose_and_check(
-    app: Hydra, config_name: str, overrides: Sequence[str], check: Callable[[DictConfig], object]
-) -> DictConfig:
-    """Compose a configuration, check and return it.
-
-    Raises:
-        ConfigError: With every override that does not fit, and all that is wrong with the rest.
-    """
-    try:
-        composed = _try_compose(app, config_name, overrides)
-    except HYDRA_ERRORS as error:
-        accepted, problems = _explain_each(app, config_name, overrides)
-        if not problems:
-            raise ConfigError([_in_one_line(error)]) from error
-        try:
-            check(_try_compose(app, config_name, accepted))
-        except ConfigError as other:
-            problems += other.problems
-        raise ConfigError(problems) from error
-    check(composed)
-    return composed
-
-
-def _try_compose(app: Hydra, config_name: str, overrides: Sequence[str]) -> DictConfig:
-    return app.compose_config(
-        config_name=config_name,
-        overrides=list(overrides),
-        run_mode=RunMode.RUN,
-        with_log_configuration=False,
-    )
-
-
-def _explain_each(app: Hydra, config_name: str, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the overrides that fit, and a sentence for each that fails when added to them.
-
-    Choices of a group come first, because they decide which keys exist.
-    """
-
-    def is_group(override: str) -> bool:
-        key = override.lstrip("+~").partition("=")[0]
-        return bool(_options(app, key))
-
-    problems = []
-    accepted: list[str] = []
-    for override in sorted(overrides, key=is_group, reverse=True):
-        try:
-            _try_compose(app, config_name, [*accepted, override])
-        except HYDRA_ERRORS as error:
-            problems.append(_explain(app, config_name, accepted, override, error))
-        else:
-            accepted.append(override)
-    return accepted, problems
-
-
-def _explain(app: Hydra, config_name: str, accepted: Sequence[str], override: str, error: Exception) -> str:
-    said = _in_one_line(error)
-    try:
-        parsed = OverridesParser.create().parse_override(override)
-    except HydraException:
-        return f"{override} is not an override that can be read: {said}"
-    key = parsed.key_or_group
-    if parsed.is_sweep_override():
-        return f"{override} names several values. Add --multirun (-m) to run them all."
-    if options := _options(app, key):
-        value: Any = parsed.value()
-        chosen = value if isinstance(value, list) else [value]
-        bad = [value for value in chosen if value not in options]
-        return unknown(key, ", ".join(map(str, bad)), options) if bad else said
-    try:
-        known = _try_compose(app, config_name, accepted)
-    except HYDRA_ERRORS:
-        return said
-    *parents, _ = key.split(".")
-    node = OmegaConf.select(known, ".".join(parents)) if parents else known
-    if isinstance(node, DictConfig):
-        return unknown(key, key.split(".")[-1], [k for k in node if k != "hydra"], what="key")
-    return unknown(key, parents[0], [k for k in known if k != "hydra"], what="key")
-
-
-def _in_one_line(error: BaseException) -> str:
-    """Return what an error and those that caused it say."""
-    said = " ".join(str(error).split())
-    return said if error.__cause__ is None else f"{said} {_in_one_line(error.__cause__)}".strip()
-
-
-def _options(app: Hydra, group: str) -> list[str]:
-    options = app.config_loader.get_group_options(group, ObjectType.CONFIG)
-    return [str(option) for option in options]

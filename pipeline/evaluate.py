@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from pipeline import command, config, runtime
-from pipeline.config import ConfigError, Verify
+from pipeline import binding, command, composition, config, runtime
+from pipeline.binding import ConfigError
+from pipeline.config import Verify
 from pipeline.run import Row, RunDirectory, select_rows
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def check(cfg: DictConfig) -> Request:
         ConfigError: With what does not fit.
     """
     problems: list[str] = []
-    values = _Sections(**config.bind(_Sections, command.plain_values(cfg), "", problems))
+    values = _Sections(**binding.bind(_Sections, composition.plain_values(cfg), "", problems))
     if problems:
         raise ConfigError(problems)
     run = RunDirectory(values.run_dir)
@@ -73,12 +74,12 @@ def check(cfg: DictConfig) -> Request:
     if values.format is not None:
         written = sorted({"checkpoint", *exports})
         if values.format not in written:
-            raise ConfigError([config.unknown("format", values.format, written)])
+            raise ConfigError([binding.unknown("format", values.format, written)])
         exports = {name: path for name, path in exports.items() if name == values.format}
     rows = select_rows(log, values.epochs) if values.format in (None, "checkpoint") else []
     given = {key: value for key, value in values.verify.items() if value is not None}
-    tolerance = config.bind(Verify, {**recorded["verify"], **given}, "verify.", problems)
-    source, _ = config.construct({**recorded["data"], **values.data}, "data", problems)
+    tolerance = binding.bind(Verify, {**recorded["verify"], **given}, "verify.", problems)
+    source, _ = binding.construct({**recorded["data"], **values.data}, "data", problems)
     if problems:
         raise ConfigError(problems)
     return Request(run, facts, log, rows, exports, source, Verify(**tolerance))

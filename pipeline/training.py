@@ -16,7 +16,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from pipeline import checkpoints, runtime
-from pipeline.config import ConfigError
+from pipeline.binding import ConfigError
 from pipeline.evaluation import Signature, evaluate, initial_state
 from pipeline.events import EventWriter
 from pipeline.run import Row, RunDirectory

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from pipeline import checkpoints, formats
-from pipeline.config import ConfigError, Verify
+from pipeline.binding import ConfigError
+from pipeline.config import Verify
 from pipeline.evaluation import Signature, evaluate
 from pipeline.run import Metrics, Row, RunDirectory, write_text
 

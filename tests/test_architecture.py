@@ -20,7 +20,17 @@ MAINS = {"__main__", "evaluate"}
 STAGES = {"training", "verification", "formats", "formats.checkpoint", "formats.saved_model"}
 
 # What is imported before the configuration is known to be good.
-BEFORE_TENSORFLOW = ("__main__", "evaluate", "command", "config", "run", "runtime", "optimizers")
+BEFORE_TENSORFLOW = (
+    "__main__",
+    "evaluate",
+    "command",
+    "composition",
+    "config",
+    "binding",
+    "run",
+    "runtime",
+    "optimizers",
+)
 
 
 def imports(tree: ast.AST, *, types: bool = True) -> Iterator[str]:

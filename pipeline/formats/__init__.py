@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.config import ConfigError
+from pipeline.binding import ConfigError
 from pipeline.evaluation import Signature
 from pipeline.run import RunDirectory, write_text
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline import checkpoints
-from pipeline.config import ConfigError
+from pipeline.binding import ConfigError
 from pipeline.evaluation import Signature
 from pipeline.run import RunDirectory
 

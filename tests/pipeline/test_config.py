@@ -11,8 +11,8 @@ import pytest
 
 from data.base import DataError, Dataset
 from models.base import ArraySpec
-from pipeline import config
-from pipeline.config import ConfigError
+from pipeline import binding, config
+from pipeline.binding import ConfigError
 
 VALUES: dict[str, Any] = {
     "model": {"_target_": "models.gru.GRUClassifier", "units": 3},
@@ -123,9 +123,9 @@ class Demanding:
 def test_a_constructor_may_have_checks_and_types_of_its_own() -> None:
     problems: list[str] = []
     target = f"{__name__}.Demanding"
-    made, _ = config.construct({"_target_": target, "shape": [1, 2], "more": 3}, "model", problems)
+    made, _ = binding.construct({"_target_": target, "shape": [1, 2], "more": 3}, "model", problems)
     assert (made.shape, made.rest) == ([1, 2], {"more": 3})
-    config.construct({"_target_": target, "shape": [1]}, "model", problems)
+    binding.construct({"_target_": target, "shape": [1]}, "model", problems)
     assert problems == ["shape must have 2 sizes. Received: [1]."]
 
 

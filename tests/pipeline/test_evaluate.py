@@ -14,7 +14,7 @@ import tensorflow as tf
 from omegaconf import OmegaConf
 
 from pipeline import checkpoints
-from pipeline.config import ConfigError
+from pipeline.binding import ConfigError
 from pipeline.evaluate import evaluate
 from pipeline.run import RunDirectory
 

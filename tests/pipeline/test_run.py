@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import ConfigError
+from pipeline.binding import ConfigError
 from pipeline.run import Row, RunDirectory, select_rows, staged, write_text
 
 ROWS = [

@@ -13,7 +13,7 @@ from data.numbers import Numbers
 from models.base import BuiltModel
 from models.dense import DenseRegressor
 from pipeline import checkpoints, training
-from pipeline.config import ConfigError
+from pipeline.binding import ConfigError
 from pipeline.evaluation import initial_state
 from pipeline.optimizers import SGD, Adam
 from pipeline.run import RunDirectory

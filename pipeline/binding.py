@@ -1,0 +1,165 @@
+"""Binding: values of a configuration to the signature of the class that takes them.
+
+The schema of a section is that signature: types, and constraints as strings in `Annotated`, such as
+`Annotated[int, ">= 1"]`. Problems are collected, not raised one by one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import operator
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+TYPE_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run.
+
+    Attributes:
+        problems: Every problem found, each a sentence of constraint, evidence and remedy.
+    """
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+def construct(values: Any, name: str, problems: list[str]) -> tuple[Any, Mapping[str, Any]]:
+    """Construct the component that `values` names by `_target_`, with the rest as its arguments.
+
+    Returns:
+        The component, and its values with paths made absolute; appends to `problems` instead of raising.
+    """
+    if not isinstance(values, Mapping) or not isinstance(values.get("_target_"), str):
+        problems.append(f"{name}._target_ must name a class. Received: {values!r}.")
+        return None, {}
+    target = values["_target_"]
+    module_name, _, class_name = target.rpartition(".")
+    try:
+        constructor = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        problems.append(
+            f"{name}._target_ must name a class that can be imported. Received: {target}: {error}."
+        )
+        return None, {}
+    arguments = {key: value for key, value in values.items() if key != "_target_"}
+    known_problems = len(problems)
+    bound = bind(constructor, arguments, f"{name}.", problems)
+    if len(problems) > known_problems:
+        return None, {}
+    resolved = {key: str(value) if isinstance(value, Path) else value for key, value in bound.items()}
+    try:
+        return constructor(**bound), {"_target_": target, **resolved}
+    except (ValueError, TypeError, ImportError) as error:
+        problems.append(str(error))
+        return None, {}
+
+
+def bind(
+    constructor: Callable[..., Any], values: Mapping[str, Any], prefix: str, problems: list[str]
+) -> dict[str, Any]:
+    """Bind values to the keyword parameters of a constructor, checking each against its annotation.
+
+    Args:
+        constructor: A class whose `__init__` is annotated.
+        values: Values by parameter name.
+        prefix: The key that the values stand under, with its dot, for messages.
+        problems: Receives a sentence for each value that is missing, unknown or out of range.
+    """
+    parameters = dict(inspect.signature(constructor).parameters)
+    hints = typing.get_type_hints(
+        constructor if is_dataclass(constructor) else constructor.__init__, include_extras=True
+    )
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    parameters = {
+        name: p for name, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+    }
+    problems += [
+        unknown(f"{prefix}{key}", key, parameters, what="key")
+        for key in values
+        if key not in parameters and not takes_any
+    ]
+    bound = {key: value for key, value in values.items() if key not in parameters and takes_any}
+    for name, parameter in parameters.items():
+        value = values.get(name, parameter.default)
+        if value is inspect.Parameter.empty or (isinstance(value, str) and value == "???"):
+            problems.append(f"{prefix}{name} must be given. Add {prefix}{name}=... to the command.")
+        else:
+            bound[name] = _convert(value, hints.get(name, Any), f"{prefix}{name}", problems)
+    return bound
+
+
+def _convert(value: Any, hint: Any, key: str, problems: list[str]) -> Any:
+    """Return `value` as the type that `hint` states; append to `problems` where it is none."""
+    if typing.get_origin(hint) is Annotated:
+        kind, *constraints = typing.get_args(hint)
+        known_problems = len(problems)
+        value = _convert(value, kind, key, problems)
+        if len(problems) == known_problems:
+            problems += [
+                f"{key} must be {constraint}. Received: {value}."
+                for constraint in constraints
+                if not _holds(value, constraint)
+            ]
+        return value
+    if is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, Mapping):
+            problems.append(f"{key} must be a section. Received: {value!r}.")
+            return None
+        known_problems = len(problems)
+        bound = bind(hint, value, f"{key}.", problems)
+        return hint(**bound) if len(problems) == known_problems else None
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        options = typing.get_args(hint)
+        if value is None and type(None) in options:
+            return None
+        hints = [option for option in options if option is not type(None)]
+        hint = next((h for h in hints if isinstance(h, type) and isinstance(value, h)), hints[0])
+        return _convert(value, hint, key, problems)
+    if typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
+        if value not in choices:
+            problems.append(unknown(key, value, choices))
+        return value
+    return _convert_plain(value, hint, key, problems)
+
+
+def _convert_plain(value: Any, hint: Any, key: str, problems: list[str]) -> Any:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int and is_number and value == int(value):
+        return int(value)
+    if hint is float and is_number:
+        return float(value)
+    if hint is Path and isinstance(value, str):
+        return Path(value).expanduser().absolute()
+    if hint in (bool, str) and isinstance(value, hint):
+        return value
+    if hint in (int, float, bool, str, Path):
+        problems.append(f"{key} must be {TYPE_NAMES.get(hint, 'a path')}. Received: {value!r}.")
+    # Any other annotation is the constructor's own business.
+    return value
+
+
+def _holds(value: Any, constraint: str) -> bool:
+    comparison, _, bound = constraint.partition(" ")
+    return bool(COMPARISONS[comparison](value, float(bound)))
+
+
+def unknown(key: str, value: Any, known: Iterable[Any], *, what: str = "choice") -> str:
+    """Say that a key or one of its values does not exist, which do, and which may have been meant."""
+    names = [str(name) for name in known]
+    close = difflib.get_close_matches(str(value), names, n=1)
+    meant = f" Did you mean {close[0]}?" if close else ""
+    listed = ", ".join(names) or "none"
+    if what == "key":
+        return f"{key} is not a key. Known here: {listed}.{meant}"
+    return f"{key} must be one of {listed}. Received: {value}.{meant}"
