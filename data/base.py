@@ -48,13 +48,17 @@ class Dataset:
     def __post_init__(self) -> None:
         for name, arrays in (("train", self.train), ("test", self.test)):
             _check_split(name, arrays)
+        if set(self.train) != set(self.test):
+            raise DataError(
+                f"The test split must have the training split's arrays {sorted(self.train)}. "
+                f"Received: {sorted(self.test)}."
+            )
         for name, array in self.train.items():
-            other = self.test.get(name)
-            if other is None or other.dtype != array.dtype or other.shape[1:] != array.shape[1:]:
+            other = self.test[name]
+            if other.dtype != array.dtype or other.shape[1:] != array.shape[1:]:
                 raise DataError(
-                    f"The test split must have an array {name!r} like the training split's "
-                    f"{array.dtype} {list(array.shape)}. Received: "
-                    + ("none." if other is None else f"{other.dtype} {list(other.shape)}.")
+                    f"The test split must have {name!r} like the training split's "
+                    f"{array.dtype} {list(array.shape)}. Received: {other.dtype} {list(other.shape)}."
                 )
         if self.num_train < self.batch_size:
             raise DataError(
@@ -67,6 +71,11 @@ class Dataset:
                     f"The {name} split of ordered data must be whole batches of {self.batch_size}. "
                     f"Received: {_num_rows(arrays)} rows."
                 )
+
+        try:
+            json.dumps(dict(self.metadata))
+        except TypeError as error:
+            raise DataError(f"The metadata must be JSON values. Received: {error}.") from error
 
     @property
     def num_train(self) -> int:

@@ -93,11 +93,9 @@ class Mnist:
                 shutil.copyfileobj(response, file)
             digest = hashlib.md5(_unpack(part), usedforsecurity=False).hexdigest()
             if digest != DIGESTS[name]:
-                raise DataError(
-                    f"{url} must unpack to the file of MD5 {DIGESTS[name]}. Received: {digest}. {remedy}."
-                )
+                raise ValueError(f"its MD5, unpacked, must be {DIGESTS[name]}. Received: {digest}")
             part.rename(self.dir / f"{name}.gz")
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise DataError(
                 f"data.dir must hold {name} or {name}.gz. Not found in {self.dir}, and downloading "
                 f"{url} failed: {error}. {remedy}."

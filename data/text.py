@@ -56,7 +56,7 @@ class Text:
 
             return "\n\n".join(topics[name] for name in sorted(topics))
         try:
-            return self.path.read_text(encoding="utf-8")
+            return self.path.read_bytes().decode("utf-8")
         except UnicodeDecodeError as error:
             raise DataError(
                 f"{self.path} must be UTF-8 text. Byte {error.start} is not: {error.reason}."

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from pipeline import command, composition, config, runtime
-from pipeline.run import RunDirectory, select_rows
+from pipeline.run import Row, RunDirectory, select_rows
+
+if TYPE_CHECKING:
+    from data.base import Dataset
 
 log = logging.getLogger("pipeline")
 
@@ -24,43 +30,54 @@ def check(cfg: DictConfig) -> config.Settings:
     return settings
 
 
-def main(cfg: DictConfig) -> int:
+def main(settings: config.Settings) -> int:
     """Run the whole round trip; return the exit code."""
-    settings = check(cfg)
     run = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
     dataset = config.load(settings.data)
     config.check_batch(settings.model, dataset)
-    run.claim()
-    runtime.start_tensorflow(seed=settings.seed, deterministic=settings.train.deterministic)
-    from pipeline import formats, training
+    with command.stop_signals() as received, run.claimed():
+        row = train(settings, dataset, run, received)
+        from pipeline import formats
 
-    started = time.perf_counter()
-    with command.stop_signals() as received:
-        finished = training.prepare(
-            run,
-            settings.model,
-            dataset,
-            settings.optimizer,
-            epochs=settings.train.epochs,
-            seed=settings.seed,
-            use_xla=settings.train.compile == "xla",
-            config=settings.resolved,
-            stopped=lambda: bool(received),
-        ).fit()
-        rows = run.read_rows()
-        seconds = time.perf_counter() - started
-        log.info("trained %d epochs in %.1f s: %s", rows[-1].epoch, seconds, run.path)
-        if not finished and settings.train.on_interrupt == "stop":
-            raise command.StopRequested(received[0])
-        (row,) = select_rows(rows, settings.epoch if finished else "last")
         for name in settings.export:
             log.info("exported epoch %d: %s", row.epoch, formats.export(run, name, row.epoch))
-    code = command.in_fresh_process("pipeline.evaluate", run_dir=run.path)
-    if received:
-        raise command.StopRequested(received[0])
-    log.info("evaluate again:  python -m pipeline.evaluate run_dir=%s", run.path)
-    log.info("see the curves:  tensorboard --logdir %s", run.tensorboard)
+        arguments = [command.override("run_dir", run.path)]
+        code = command.in_fresh_process("pipeline.evaluate", arguments, received)
+        if received:
+            raise command.StopRequested(received[0])
+    log.info("evaluate again:  python -m pipeline.evaluate %s", shlex.join(arguments))
+    log.info("see the curves:  tensorboard --logdir %s", shlex.quote(str(run.tensorboard)))
     return code
+
+
+def train(settings: config.Settings, dataset: Dataset, run: RunDirectory, received: Sequence[int]) -> Row:
+    """Train, and return the row of the epoch to export.
+
+    Raises:
+        StopRequested: A signal was received, and the configuration says to stop at that.
+    """
+    runtime.start_tensorflow(seed=settings.seed, deterministic=settings.train.deterministic)
+    from pipeline import training
+
+    started = time.perf_counter()
+    finished = training.prepare(
+        run,
+        settings.model,
+        dataset,
+        settings.optimizer,
+        epochs=settings.train.epochs,
+        seed=settings.seed,
+        use_xla=settings.train.compile == "xla",
+        config=settings.resolved,
+        stopped=lambda: bool(received),
+    ).fit()
+    rows = run.read_rows()
+    seconds = time.perf_counter() - started
+    log.info("trained %d epochs in %.1f s: %s", rows[-1].epoch, seconds, run.path)
+    if received and settings.train.on_interrupt == "stop":
+        raise command.StopRequested(received[0])
+    (row,) = select_rows(rows, settings.epoch if finished else "last")
+    return row
 
 
 if __name__ == "__main__":

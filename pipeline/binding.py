@@ -9,7 +9,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import math
 import operator
+import os
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
-TYPE_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+TYPE_NAMES = {int: "an integer", float: "a finite number", bool: "true or false", str: "a string"}
 
 
 class ConfigError(ValueError):
@@ -46,7 +48,9 @@ def construct(values: Any, name: str, problems: list[str]) -> tuple[Any, Mapping
     module_name, _, class_name = target.rpartition(".")
     try:
         constructor = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
+        if not isinstance(constructor, type):
+            raise TypeError(f"{class_name} is no class")
+    except Exception as error:  # The module is a user's, and may raise anything.
         problems.append(
             f"{name}._target_ must name a class that can be imported. Received: {target}: {error}."
         )
@@ -104,7 +108,7 @@ def _convert(value: Any, hint: Any, key: str, problems: list[str]) -> Any:
         kind, *constraints = typing.get_args(hint)
         known_problems = len(problems)
         value = _convert(value, kind, key, problems)
-        if len(problems) == known_problems:
+        if len(problems) == known_problems and value is not None:
             problems += [
                 f"{key} must be {constraint}. Received: {value}."
                 for constraint in constraints
@@ -134,15 +138,19 @@ def _convert(value: Any, hint: Any, key: str, problems: list[str]) -> Any:
 
 
 def _convert_plain(value: Any, hint: Any, key: str, problems: list[str]) -> Any:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if hint is int and is_number and value == int(value):
         return int(value)
     if hint is float and is_number:
         return float(value)
     if hint is Path and isinstance(value, str):
-        return Path(value).expanduser().absolute()
+        return Path(os.path.expanduser(value)).absolute()  # noqa: PTH111 - an unknown user is no error
     if hint in (bool, str) and isinstance(value, hint):
         return value
+    if typing.get_origin(hint) is dict and isinstance(value, Mapping):
+        return dict(value)
+    if typing.get_origin(hint) is dict:
+        problems.append(f"{key} must be a section. Received: {value!r}.")
     if hint in (int, float, bool, str, Path):
         problems.append(f"{key} must be {TYPE_NAMES.get(hint, 'a path')}. Received: {value!r}.")
     # Any other annotation is the constructor's own business.

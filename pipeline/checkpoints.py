@@ -7,6 +7,8 @@ first step, which any epoch's variables bring to life again without the model's 
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ import tensorflow as tf
 
 from pipeline.binding import ConfigError
 from pipeline.evaluation import Signature
-from pipeline.run import staged
+from pipeline.run import staged, sync
 
 if TYPE_CHECKING:
     from models.base import BuiltModel
@@ -69,11 +71,17 @@ def write_checkpoint(prefix: Path, groups: Mapping[str, Mapping[str, tf.Variable
         groups: Variables by path, by group (`weights`, `optimizer`).
     """
     checkpoint = tf.train.Checkpoint(**{name: dict(group) for name, group in groups.items()})
-    with staged(prefix.with_name(prefix.name + INDEX)) as index:
-        with staged(prefix.with_name(prefix.name + DATA)) as data:
-            written = Path(checkpoint.write(str(index.with_suffix(""))))
-            written.with_name(written.name + DATA).rename(data)
-        written.with_name(written.name + INDEX).rename(index)
+    staging = prefix.with_name(f".{prefix.name}.{os.getpid()}.staging")
+    try:
+        staging.mkdir()
+        checkpoint.write(str(staging / prefix.name))
+        for suffix in (DATA, INDEX):
+            file = staging / (prefix.name + suffix)
+            sync(file)
+            file.rename(prefix.with_name(file.name))
+        sync(prefix.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def restore(prefix: Path, weights: Mapping[str, tf.Variable]) -> None:

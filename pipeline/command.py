@@ -11,19 +11,20 @@ at once and leaves nothing behind.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
-from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -31,53 +32,38 @@ from pipeline.binding import ConfigError
 from pipeline.composition import CONF, HYDRA_ERRORS, compose_and_check, hydra_app, in_one_line
 
 DONE, FAILED, BAD_INPUT, MISMATCH = 0, 1, 2, 3
+HYDRA_FLAGS = ("help", "hydra_help", "cfg", "info", "shell_completion")
+"""Flags that ask Hydra for something other than a job."""
 
 log = logging.getLogger(__name__)
 
 
-class StopRequested(Exception):
-    """The command was told to stop by a signal, and did so in good order."""
+class StopRequested(BaseException):
+    """The command was told to stop by a signal, and did so in good order; a sweep stops with it."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
         self.exit_code = 128 + signal_number
 
 
-def run(
-    task: Callable[[DictConfig], int],
-    *,
-    config_name: str,
-    check: Callable[[DictConfig], object],
-) -> NoReturn:
+def run(task: Callable[[Any], int], *, config_name: str, check: Callable[[DictConfig], Any]) -> NoReturn:
     """Run a task as a Hydra app and exit with its code.
 
     Args:
-        task: Takes the composed configuration, returns the exit code.
+        task: Takes what `check` returned, returns the exit code.
         config_name: The primary configuration in `conf`.
-        check: Called with the composed configuration, `hydra` section included, before anything is
-            written. Raises `ConfigError`.
+        check: Called with the composed configuration: for a single job before anything is written, and
+            with the `hydra` section. Raises `ConfigError`.
     """
     arguments = get_args_parser().parse_args()
     # For configuration files: the names of a section's entries, such as the chosen export formats.
     OmegaConf.register_new_resolver("names", "+".join, replace=True)
-    codes: list[int] = []
-    failures: list[Exception] = []
-
-    def job(cfg: DictConfig) -> None:
-        try:
-            codes.append(task(cfg))
-        except Exception as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise
-            failures.append(error)  # Hydra would put a line of its own before it.
-
+    code = DONE
     try:
-        if _is_about_hydra(arguments):
+        if any(getattr(arguments, flag) for flag in HYDRA_FLAGS):
             hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(task)()
         else:
-            _run_job_or_sweep(arguments, job, config_name, check)
-        if failures:
-            raise failures[0]
+            code = _run_job_or_sweep(arguments, task, config_name, check)
     except ConfigError as error:
         _exit(BAD_INPUT, error.problems, error)
     except HYDRA_ERRORS as error:
@@ -85,14 +71,48 @@ def run(
     except StopRequested as error:
         _exit(error.exit_code, [str(error)], error)
     except KeyboardInterrupt as error:
-        _exit(128 + signal.SIGINT, ["stopped by Ctrl-C"], error)
+        _exit(128 + signal.SIGINT, ["stopped by SIGINT"], error)
     except BrokenPipeError:
         # Whoever read the output has gone, as `head` does; there is no one to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
     except Exception as error:
         _exit(FAILED, [f"{type(error).__name__}: {error}"], error)
-    sys.exit(max(codes, default=DONE))
+    sys.exit(code)
+
+
+def _run_job_or_sweep(
+    arguments: argparse.Namespace,
+    task: Callable[[Any], int],
+    config_name: str,
+    check: Callable[[DictConfig], Any],
+) -> int:
+    """Run what the command line asks for; return the exit code, of a sweep the largest of its jobs'."""
+    name = arguments.config_name or config_name
+    overrides = list(arguments.overrides)
+    failures: list[Exception] = []
+    with hydra_app(arguments) as app:
+        if not arguments.multirun:
+            composed, checked = compose_and_check(app, name, overrides, check)
+            if composed.hydra.mode != RunMode.MULTIRUN:
+
+                def job(cfg: DictConfig) -> int:
+                    try:
+                        return task(checked)
+                    except Exception as error:
+                        failures.append(error)  # Hydra would put a line of its own before it.
+                        return FAILED
+
+                overrides.append("hydra.mode=RUN")
+                done = app.run(config_name=name, task_function=job, overrides=overrides)
+                if failures:
+                    raise failures[0]
+                return int(done.return_value)
+        overrides.append("hydra.mode=MULTIRUN")
+        batches = app.multirun(
+            config_name=name, task_function=lambda cfg: task(check(cfg)), overrides=overrides
+        )
+    return max((int(done.return_value) for batch in batches for done in batch), default=DONE)
 
 
 @contextmanager
@@ -107,7 +127,7 @@ def stop_signals() -> Iterator[list[int]]:
 
     def remember(number: int, frame: object) -> None:
         received.append(number)
-        log.warning("%s: stopping after this chunk of steps", signal.Signals(number).name)
+        log.warning("%s: stopping in good order; once more to stop at once", signal.Signals(number).name)
         restore()
 
     def restore() -> None:
@@ -123,14 +143,31 @@ def stop_signals() -> Iterator[list[int]]:
         restore()
 
 
-def in_fresh_process(module: str, **overrides: object) -> int:
-    """Run a command of this project in a new Python process; return its exit code."""
+def override(key: str, value: object) -> str:
+    """Return an override for a command line of Hydra's, the value quoted in its grammar."""
+    return f"{key}='" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
-    def quoted(value: object) -> str:
-        return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
-    arguments = [f"{key}={quoted(value)}" for key, value in overrides.items()]
-    return subprocess.run([sys.executable, "-m", module, *arguments], check=False).returncode
+def in_fresh_process(module: str, overrides: Sequence[str], received: Sequence[int]) -> int:
+    """Run a command of this project in a new Python process.
+
+    Args:
+        module: Its module.
+        overrides: Its command line.
+        received: Signals that this process received, which are passed on.
+
+    Returns:
+        Its exit code, or `FAILED` if it was killed.
+    """
+    with subprocess.Popen([sys.executable, "-m", module, *overrides]) as process:
+        passed_on = len(received)
+        while process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.1)
+            for number in received[passed_on:]:
+                process.send_signal(number)
+            passed_on = len(received)
+    return process.returncode if process.returncode in (DONE, BAD_INPUT, MISMATCH) else FAILED
 
 
 def _exit(code: int, sentences: Sequence[str], error: BaseException) -> NoReturn:
@@ -139,34 +176,14 @@ def _exit(code: int, sentences: Sequence[str], error: BaseException) -> NoReturn
     The traceback goes to the run's log file, if there is one, and with HYDRA_FULL_ERROR=1 to the terminal.
     """
     if os.environ.get("HYDRA_FULL_ERROR"):
-        raise error
-    log.debug("The error's origin:", exc_info=error)
+        traceback.print_exception(error)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            trace = (type(error), error, error.__traceback__)
+            handler.handle(log.makeRecord(log.name, logging.ERROR, "", 0, "stopped", (), trace))
     if len(sentences) == 1:
         print(f"error: {sentences[0]}", file=sys.stderr)
     else:
         listed = (f"  {sentence}" for sentence in sentences)
         print("\n".join([f"{len(sentences)} errors:", *listed]), file=sys.stderr)
     sys.exit(code)
-
-
-def _is_about_hydra(arguments: argparse.Namespace) -> bool:
-    """Whether the command line asks for help, a configuration or completion, not for a job."""
-    flags = ("help", "hydra_help", "cfg", "info", "shell_completion", "config_path")
-    return any(getattr(arguments, flag) for flag in flags)
-
-
-def _run_job_or_sweep(
-    arguments: argparse.Namespace,
-    job: Callable[[DictConfig], None],
-    config_name: str,
-    check: Callable[[DictConfig], object],
-) -> None:
-    name = arguments.config_name or config_name
-    overrides = list(arguments.overrides)
-    with hydra_app(arguments) as app:
-        if arguments.multirun:
-            mode = RunMode.MULTIRUN
-        else:
-            mode = compose_and_check(app, name, overrides, check).hydra.mode or RunMode.RUN
-        execute = app.multirun if mode == RunMode.MULTIRUN else app.run
-        execute(config_name=name, task_function=job, overrides=[*overrides, f"hydra.mode={mode.name}"])

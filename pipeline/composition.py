@@ -24,6 +24,8 @@ from pipeline.binding import ConfigError, unknown
 
 CONF = "pkg://conf"
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
+# Hydra lets some of Python's own through, such as for `model=null`.
+COMPOSE_ERRORS = (*HYDRA_ERRORS, TypeError, ValueError, AttributeError, AssertionError)
 
 
 def plain_values(cfg: DictConfig) -> dict[str, Any]:
@@ -48,12 +50,16 @@ def hydra_app(arguments: argparse.Namespace) -> Iterator[Hydra]:
     Raises:
         ConfigError: `--config-dir` names no folder.
     """
+    if arguments.experimental_rerun is not None:
+        raise ConfigError(["--experimental-rerun is not supported. Repeat the run's own command."])
+    for flag in ("config_path", "config_dir"):
+        folder = getattr(arguments, flag)
+        if folder is not None and "://" not in folder and not Path(folder).is_dir():
+            raise ConfigError([f"--{flag.replace('_', '-')} must name a folder. Not found: {folder}."])
     hydra.version.setbase("1.3")
-    search_path = create_automatic_config_search_path(None, None, CONF)
+    search_path = create_automatic_config_search_path(None, None, _as_url(arguments.config_path or CONF))
     if arguments.config_dir is not None:
-        if not Path(arguments.config_dir).is_dir():
-            raise ConfigError([f"--config-dir must name a folder. Not found: {arguments.config_dir}."])
-        path = f"file://{Path(arguments.config_dir).absolute()}"
+        path = _as_url(arguments.config_dir)
         search_path.prepend("command-line", path, SearchPathQuery(provider="schema"))
     try:
         yield Hydra.create_main_hydra2(task_name="pipeline", config_search_path=search_path)
@@ -61,17 +67,21 @@ def hydra_app(arguments: argparse.Namespace) -> Iterator[Hydra]:
         GlobalHydra.instance().clear()
 
 
+def _as_url(folder: str) -> str:
+    return folder if "://" in folder else f"file://{Path(folder).absolute()}"
+
+
 def compose_and_check(
-    app: Hydra, config_name: str, overrides: Sequence[str], check: Callable[[DictConfig], object]
-) -> DictConfig:
-    """Compose a configuration, check and return it.
+    app: Hydra, config_name: str, overrides: Sequence[str], check: Callable[[DictConfig], Any]
+) -> tuple[DictConfig, Any]:
+    """Compose a configuration and check it; return it with what `check` returned.
 
     Raises:
         ConfigError: With every override that does not fit, and all that is wrong with the rest.
     """
     try:
         composed = _try_compose(app, config_name, overrides)
-    except HYDRA_ERRORS as error:
+    except COMPOSE_ERRORS as error:
         accepted, problems = _explain_each(app, config_name, overrides)
         if not problems:
             raise ConfigError([in_one_line(error)]) from error
@@ -80,8 +90,7 @@ def compose_and_check(
         except ConfigError as other:
             problems += other.problems
         raise ConfigError(problems) from error
-    check(composed)
-    return composed
+    return composed, check(composed)
 
 
 def _try_compose(app: Hydra, config_name: str, overrides: Sequence[str]) -> DictConfig:
@@ -103,15 +112,25 @@ def _explain_each(app: Hydra, config_name: str, overrides: Sequence[str]) -> tup
         key = override.lstrip("+~").partition("=")[0]
         return bool(_options(app, key))
 
-    problems = []
+    problems: list[str] = []
     accepted: list[str] = []
-    for override in sorted(overrides, key=is_group, reverse=True):
+
+    def try_all(candidates: Sequence[str]) -> None:
+        """Accept the candidates that fit, halving them, since most do and composing takes time."""
         try:
-            _try_compose(app, config_name, [*accepted, override])
-        except HYDRA_ERRORS as error:
-            problems.append(_explain(app, config_name, accepted, override, error))
+            _try_compose(app, config_name, [*accepted, *candidates])
+        except COMPOSE_ERRORS as error:
+            if len(candidates) == 1:
+                problems.append(_explain(app, config_name, accepted, candidates[0], error))
+            else:
+                half = len(candidates) // 2
+                try_all(candidates[:half])
+                try_all(candidates[half:])
         else:
-            accepted.append(override)
+            accepted.extend(candidates)
+
+    if overrides:
+        try_all(sorted(overrides, key=is_group, reverse=True))
     return accepted, problems
 
 
@@ -131,12 +150,14 @@ def _explain(app: Hydra, config_name: str, accepted: Sequence[str], override: st
         return unknown(key, ", ".join(map(str, bad)), options) if bad else said
     try:
         known = _try_compose(app, config_name, accepted)
-    except HYDRA_ERRORS:
+    except COMPOSE_ERRORS:
         return said
     *parents, _ = key.split(".")
     node = OmegaConf.select(known, ".".join(parents)) if parents else known
-    if isinstance(node, DictConfig):
+    if isinstance(node, DictConfig) and key.split(".")[-1] not in node:
         return unknown(key, key.split(".")[-1], [k for k in node if k != "hydra"], what="key")
+    if isinstance(node, DictConfig):
+        return f"{override} does not fit: {said}"
     return unknown(key, parents[0], [k for k in known if k != "hydra"], what="key")
 
 

@@ -103,7 +103,10 @@ def check(values: Mapping[str, Any]) -> Settings:
     sections = {key: value for key, value in values.items() if key not in components}
     bound = bind(_Sections, sections, "", problems)
     formats = bound.get("export") or {}
-    problems += [unknown("export", name, FORMATS) for name in formats if name not in FORMATS]
+    for name, options in formats.items():
+        if name not in FORMATS:
+            problems.append(unknown("export", name, FORMATS))
+        problems += [unknown(f"export.{name}.{key}", key, (), what="key") for key in options or {}]
     if not problems:
         problems += _conflicts(bound["train"], bound["epoch"])
     if problems:
@@ -120,7 +123,8 @@ def check(values: Mapping[str, Any]) -> Settings:
 
 def _conflicts(train: Train, epoch: int | str) -> Iterable[str]:
     """Check what concerns several sections at once."""
-    if epoch not in ("last", "best", *range(train.epochs + 1)):
+    known = 0 <= epoch <= train.epochs if isinstance(epoch, int) else epoch in ("last", "best")
+    if not known:
         yield (f"epoch must be last, best, or of 0 to train.epochs ({train.epochs}). Received: {epoch}.")
 
 

@@ -63,9 +63,10 @@ def check(cfg: DictConfig) -> Request:
         ConfigError: With what does not fit.
     """
     problems: list[str] = []
-    values = _Sections(**binding.bind(_Sections, composition.plain_values(cfg), "", problems))
+    bound = binding.bind(_Sections, composition.plain_values(cfg), "", problems)
     if problems:
         raise ConfigError(problems)
+    values = _Sections(**bound)
     run = RunDirectory(values.run_dir)
     facts = run.read_facts()
     recorded = facts["config"]
@@ -85,9 +86,13 @@ def check(cfg: DictConfig) -> Request:
     return Request(run, facts, log, rows, exports, source, Verify(**tolerance))
 
 
-def evaluate(cfg: DictConfig) -> int:
-    """Restore, evaluate, compare; print the table, write the receipts; return the exit code."""
-    request = check(cfg)
+def evaluate(request: Request) -> int:
+    """Restore, evaluate, compare; print the table, write the receipts; return the exit code.
+
+    Raises:
+        ConfigError: The data has changed, or something cannot be restored; then what can is evaluated first,
+            and the receipts say so.
+    """
     facts, run = request.facts, request.run
     dataset = config.load(request.source)
     if dataset.fingerprint() != facts["data"]["fingerprint"]:
@@ -100,22 +105,21 @@ def evaluate(cfg: DictConfig) -> int:
     runtime.start_tensorflow(seed=facts["seed"], deterministic=facts["config"]["train"]["deterministic"])
     from pipeline import verification
 
-    epochs = (
-        verification.verify_checkpoints(run, request.rows, dataset, request.tolerance) if request.rows else []
-    )
+    epochs = verification.verify_checkpoints(run, request.rows, dataset, request.tolerance)
     exports = [
         verification.verify_export(run, name, directory, request.log, dataset, request.tolerance)
         for name, directory in request.exports.items()
     ]
-    receipt = verification.write_receipts(run, epochs, exports)
+    receipt = verification.write_receipts(run, len(request.log), epochs, exports)
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     print(verification.table(epochs, exports, columns=columns))
-    for verified in (*epochs, *exports):
-        for complaint in verified.complaints():
-            print(complaint)
-    print(f"verdict: {receipt['verdict']}    receipt: {run.verification}")
-    match = all(verified.match for verified in (*epochs, *exports))
-    return command.DONE if match else command.MISMATCH
+    restored = [*epochs, *exports]
+    for complaint in (complaint for verified in restored for complaint in verified.complaints()):
+        print(complaint)
+    print(f"verdict: {receipt['verdict']}    receipt: {run.verification}", flush=True)
+    if problems := [problem for verified in restored for problem in verified.problems]:
+        raise ConfigError(problems)
+    return command.DONE if all(verified.match for verified in restored) else command.MISMATCH
 
 
 if __name__ == "__main__":

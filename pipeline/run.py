@@ -11,6 +11,7 @@ tensorboard/     event files
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import time
@@ -23,6 +24,15 @@ from typing import Any
 from pipeline.binding import ConfigError
 
 Metrics = dict[str, float]
+
+WRITTEN = ("checkpoints", "export", "metrics.jsonl", "run.json")
+"""What shows that a run was in a directory."""
+
+REQUIRED_FACTS = ("seed", "data.fingerprint", "config.data", "config.verify", "config.train.deterministic")
+"""What of `run.json` is needed to evaluate the run again."""
+
+PATTERN_CHARACTERS = frozenset("*?[\\")
+"""Characters that TensorFlow's file system reads as a pattern."""
 
 
 @dataclass(frozen=True)
@@ -66,24 +76,39 @@ class RunDirectory:
         return self.path / "verification.json"
 
     def check_unused(self) -> None:
-        """Check that no run has been here.
+        """Check that no run has been here, and that TensorFlow can write here.
 
         Raises:
-            ConfigError: There is one; it is left as it was.
+            ConfigError: There is one, and it is left as it was; or TensorFlow would take the path for a
+                pattern of paths.
         """
-        if (self.path / "checkpoints").exists():
+        if any((self.path / name).exists() for name in WRITTEN):
             raise ConfigError([_taken(self.path)])
+        if set(str(self.path.absolute())) & PATTERN_CHARACTERS:
+            raise ConfigError(
+                [f"hydra.run.dir must have none of {' '.join(sorted(PATTERN_CHARACTERS))}: {self.path}."]
+            )
 
-    def claim(self) -> None:
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
         """Take the directory for a new run; of two processes that try, one succeeds.
+
+        A claim under which nothing was written is given back.
 
         Raises:
             ConfigError: Another run was, or is, here.
         """
+        self.check_unused()
+        checkpoints = self.path / "checkpoints"
         try:
-            (self.path / "checkpoints").mkdir(parents=True)
+            checkpoints.mkdir(parents=True)
         except FileExistsError:
             raise ConfigError([_taken(self.path)]) from None
+        try:
+            yield
+        finally:
+            if not any(checkpoints.iterdir()):
+                checkpoints.rmdir()
 
     def checkpoint(self, epoch: int) -> Path:
         """Return the prefix of the checkpoint after an epoch."""
@@ -102,22 +127,31 @@ class RunDirectory:
         path = self.path / "run.json"
         try:
             facts = json.loads(path.read_text())
-        except FileNotFoundError:
+        except OSError as error:
             raise ConfigError(
-                [f"run_dir must be a directory that a run has written. {path} does not exist."]
+                [f"run_dir must be a directory that a run has written. {path}: {error.strerror}."]
             ) from None
         except ValueError as error:
             raise ConfigError([f"{path} must be a JSON object. Reading it failed: {error}."]) from error
-        if not isinstance(facts, dict):
-            raise ConfigError([f"{path} must be a JSON object. Received: {facts!r}."])
+        for keys in REQUIRED_FACTS:
+            node = facts
+            for key in keys.split("."):
+                node = node.get(key) if isinstance(node, dict) else None
+            if node is None:
+                raise ConfigError([f"{path} must hold {keys}. It does not: it is damaged."])
+        assert isinstance(facts, dict)
         return facts
 
     def append_row(self, row: Row) -> None:
         """Append a line to the log; once this returns, no crash loses it."""
-        with (self.path / "metrics.jsonl").open("a") as file:
+        path = self.path / "metrics.jsonl"
+        is_new = not path.exists()
+        with path.open("a") as file:
             file.write(json.dumps(asdict(row), allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        if is_new:
+            sync(self.path)
 
     def read_rows(self) -> list[Row]:
         """Read the log. A last line that a crash cut short is left out.
@@ -126,20 +160,38 @@ class RunDirectory:
             ConfigError: There is no log, or a line of it is damaged.
         """
         path = self.path / "metrics.jsonl"
-        if not path.is_file():
-            raise ConfigError([f"{path} must exist. The run stopped before its first evaluation."])
-        *lines, _ = path.read_text().split("\n")
-        rows = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                rows.append(Row(**json.loads(line)))
-            except (ValueError, TypeError) as error:
-                raise ConfigError(
-                    [f"Line {number} of {path} must be a row of the log. Reading it failed: {error}."]
-                ) from error
-        if not rows:
+        try:
+            *lines, _ = path.read_text().split("\n")
+        except FileNotFoundError:
+            lines = []
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError([f"{path} must be a text file. Reading it failed: {error}."]) from error
+        if not lines:
             raise ConfigError([f"{path} must have a row. The run stopped before its first evaluation."])
-        return rows
+        return [self._parse_row(number, line) for number, line in enumerate(lines)]
+
+    def _parse_row(self, epoch: int, line: str) -> Row:
+        """Return a line of the log as a row.
+
+        Raises:
+            ConfigError: It is not what this project writes as the line of that epoch.
+        """
+        expected = str(self.checkpoint(epoch).relative_to(self.path))
+        try:
+            row = Row(**json.loads(line))
+            if (row.epoch, row.checkpoint) != (epoch, expected):
+                raise ValueError(f"epoch {row.epoch} with {row.checkpoint}")
+            numbers = [*row.test.values(), *(row.train or {}).values()]
+            if not all(isinstance(number, float) and math.isfinite(number) for number in numbers):
+                raise ValueError(f"metrics that are no finite numbers: {numbers}")
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                [
+                    f"Line {epoch + 1} of {self.path / 'metrics.jsonl'} must be the row of epoch {epoch} "
+                    f"with {expected}. Received: {error}."
+                ]
+            ) from error
+        return row
 
     def newest_export(self, format: str) -> Path | None:
         """Return the newest version of an export, if there is one."""
@@ -182,7 +234,7 @@ def select_rows(rows: Sequence[Row], epochs: Any) -> list[Row]:
     """Return the rows of some epochs.
 
     Args:
-        rows: The log, at least one row.
+        rows: The log: at least one row, that of epoch e at position e.
         epochs: `all`, `last`, `best` (lowest test loss), an epoch, or a list of epochs.
 
     Raises:
@@ -194,17 +246,16 @@ def select_rows(rows: Sequence[Row], epochs: Any) -> list[Row]:
         return [rows[-1]]
     if epochs == "best":
         return [min(rows, key=lambda row: row.test["loss"])]
-    by_epoch = {row.epoch: row for row in rows}
     wanted = list(epochs) if isinstance(epochs, list | tuple) else [epochs]
-    missing = [epoch for epoch in wanted if isinstance(epoch, bool) or epoch not in by_epoch]
+    missing = [epoch for epoch in wanted if type(epoch) is not int or not 0 <= epoch < len(rows)]
     if missing or not wanted:
         raise ConfigError(
             [
-                f"The epoch must be all, best, last, or of the log's {min(by_epoch)} to "
-                f"{max(by_epoch)}. Received: {', '.join(map(str, missing)) or 'none'}."
+                f"The epoch must be all, best, last, or of the log's 0 to {len(rows) - 1}. "
+                f"Received: {', '.join(map(str, missing)) or 'none'}."
             ]
         )
-    return [by_epoch[epoch] for epoch in wanted]
+    return [rows[epoch] for epoch in wanted]
 
 
 @contextmanager
@@ -217,9 +268,9 @@ def staged(target: Path) -> Iterator[Path]:
     try:
         yield staging
         for path in [staging, *staging.rglob("*")] if staging.is_dir() else [staging]:
-            _sync(path)
+            sync(path)
         staging.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
     except BaseException:
         _remove(staging)
         raise
@@ -238,7 +289,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file's contents, or a directory's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -207,7 +207,11 @@ class Training:
         self._write_checkpoint(self.run.path / "checkpoints" / f"step-{self._step():08d}")
 
     def _write_checkpoint(self, prefix: Any) -> None:
-        slots = {variable.path: variable.value for variable in self.optimizer.variables}
+        # By position, too: an optimizer names its slots after variables, whose names need not differ.
+        slots = {
+            f"{position}/{variable.path}": variable.value
+            for position, variable in enumerate(self.optimizer.variables)
+        }
         checkpoints.write_checkpoint(prefix, {"weights": self.built.weights, "optimizer": slots})
 
     def _check_finite(self, losses: np.ndarray) -> None:
@@ -258,6 +262,11 @@ def prepare(
         stopped: Asked between chunks of steps.
     """
     built = model.build(batch_specs(dataset), dataset.metadata)
+    signatures = {
+        name: Signature.of_function(function.get_concrete_function())
+        for name, function in built.signatures.items()
+    }
+    _check_signatures(signatures, set(dataset.train))
     num_steps = dataset.num_train // dataset.batch_size * epochs
     keras_optimizer = optimizer.build(num_steps)
     keras_optimizer.build([variable for variable in built.weights.values() if variable.trainable])
@@ -278,11 +287,37 @@ def prepare(
             "config": config,
         }
     )
-    signatures = {
-        name: Signature.of_function(function.get_concrete_function())
-        for name, function in built.signatures.items()
-    }
     return Training(run, dataset, built, keras_optimizer, signatures, epochs, seed, use_xla, stopped)
+
+
+def _check_signatures(signatures: Mapping[str, Signature], arrays: set[str]) -> None:
+    """Check that a model can be evaluated.
+
+    Raises:
+        ConfigError: It has no `evaluate` that takes a batch and returns `loss_sum` and `count`, or carries
+            state without an `initial_state`.
+    """
+    problems = []
+    if "evaluate" not in signatures:
+        problems.append(f"The model must have the signature evaluate. Received: {sorted(signatures)}.")
+    else:
+        evaluate = signatures["evaluate"]
+        if not {"loss_sum", "count"} <= set(evaluate.outputs):
+            problems.append(
+                f"The model's evaluate must return loss_sum and count. Received: {sorted(evaluate.outputs)}."
+            )
+        if set(evaluate.inputs) - set(evaluate.carried) != arrays:
+            problems.append(
+                f"The model's evaluate must take a batch, {sorted(arrays)}, and the state it carries. "
+                f"Received: {sorted(evaluate.inputs)}."
+            )
+        if evaluate.carried and "initial_state" not in signatures:
+            problems.append(
+                f"The model carries {', '.join(evaluate.carried)}: it must have the signature "
+                f"initial_state. Received: {sorted(signatures)}."
+            )
+    if problems:
+        raise ConfigError(problems)
 
 
 def _run(

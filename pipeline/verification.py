@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -63,17 +63,19 @@ class Verified:
         format: Name of the artifact's format.
         artifact: Its path relative to the run directory.
         metrics: Comparisons by the metric's name, such as `loss`.
+        problems: Why it could not be restored; then there are no metrics.
     """
 
     epoch: int
     format: str
     artifact: str
     metrics: Mapping[str, Comparison]
+    problems: Sequence[str] = ()
 
     @property
     def match(self) -> bool:
-        """Whether every metric matches."""
-        return all(comparison.match for comparison in self.metrics.values())
+        """Whether it was restored, and every metric matches."""
+        return bool(self.metrics) and all(comparison.match for comparison in self.metrics.values())
 
     def as_json(self) -> dict[str, Any]:
         """Return what the receipt says of it."""
@@ -82,6 +84,7 @@ class Verified:
             "format": self.format,
             "artifact": self.artifact,
             "metrics": {f"test/{name}": c.as_json() for name, c in self.metrics.items()},
+            **({"problems": list(self.problems)} if self.problems else {}),
         }
 
     def complaints(self) -> list[str]:
@@ -119,40 +122,59 @@ def compare(row: Row, restored: Metrics, tolerance: Verify, *, format: str, arti
 def verify_checkpoints(
     run: RunDirectory, rows: Sequence[Row], dataset: Dataset, tolerance: Verify
 ) -> list[Verified]:
-    """Restore the checkpoint of each row into the run's graph, evaluate it, and compare.
+    """Restore the checkpoint of each row into the run's graph, evaluate it, and compare."""
+    if not rows:
+        return []
+    opened: checkpoints.Graph | ConfigError
+    try:
+        opened = checkpoints.open_graph(run.graph)
+    except ConfigError as error:
+        opened = error
 
-    Raises:
-        ConfigError: A file is missing or damaged, or lacks a variable; the message names it.
-    """
-    graph = checkpoints.open_graph(run.graph)
-    verified = []
-    for row in tqdm(rows, desc="restore and evaluate", unit="epoch", disable=None):
-        checkpoints.restore(run.path / row.checkpoint, graph.weights)
-        metrics = _evaluate(graph.signatures, dataset)
-        verified.append(compare(row, metrics, tolerance, format="checkpoint", artifact=row.checkpoint))
-    return verified
+    def metrics(row: Row) -> Metrics:
+        if isinstance(opened, ConfigError):
+            raise opened
+        checkpoints.restore(run.path / row.checkpoint, opened.weights)
+        return _evaluate(opened.signatures, dataset)
+
+    return [
+        _verified(row, metrics, tolerance, format="checkpoint", artifact=row.checkpoint)
+        for row in tqdm(rows, desc="restore and evaluate", unit="epoch", disable=None)
+    ]
 
 
 def verify_export(
     run: RunDirectory,
     format: str,
     directory: Path,
-    rows: Sequence[Row],
+    log: Sequence[Row],
     dataset: Dataset,
     tolerance: Verify,
 ) -> Verified:
     """Open an export, evaluate it, and compare it with its epoch's row.
 
     Raises:
-        ConfigError: It is damaged, or the log lacks its epoch.
+        ConfigError: The export does not say which epoch it holds, or the log lacks that epoch.
     """
     epoch = formats.exported_epoch(format, directory)
-    row = next((row for row in rows if row.epoch == epoch), None)
-    if row is None:
+    if not 0 <= epoch < len(log):
         raise ConfigError([f"{directory} holds epoch {epoch}, which the log does not have."])
-    metrics = _evaluate(formats.load(format).open(directory), dataset)
+
+    def metrics(row: Row) -> Metrics:
+        return _evaluate(formats.load(format).open(directory), dataset)
+
     artifact = str(directory.relative_to(run.path))
-    return compare(row, metrics, tolerance, format=format, artifact=artifact)
+    return _verified(log[epoch], metrics, tolerance, format=format, artifact=artifact)
+
+
+def _verified(
+    row: Row, metrics: Callable[[Row], Metrics], tolerance: Verify, *, format: str, artifact: str
+) -> Verified:
+    """Hold what `metrics` restores against a row; where it cannot, the problems are the result."""
+    try:
+        return compare(row, metrics(row), tolerance, format=format, artifact=artifact)
+    except ConfigError as error:
+        return Verified(row.epoch, format, artifact, {}, error.problems)
 
 
 def _evaluate(signatures: Mapping[str, Signature], dataset: Dataset) -> Metrics:
@@ -160,50 +182,66 @@ def _evaluate(signatures: Mapping[str, Signature], dataset: Dataset) -> Metrics:
 
 
 def write_receipts(
-    run: RunDirectory, epochs: Sequence[Verified], exports: Sequence[Verified]
+    run: RunDirectory, num_epochs: int, epochs: Sequence[Verified], exports: Sequence[Verified]
 ) -> dict[str, Any]:
     """Write the run's receipt, and each export's into the export; return the run's.
 
-    What an earlier verification found of other epochs and exports stays in the run's receipt: to verify
-    one epoch again proves nothing of the rest, for better or worse.
+    What an earlier verification found of other epochs and exports that are still there stays in the run's
+    receipt: to verify one epoch again proves nothing of the rest, for better or worse.
+
+    Args:
+        run: The run.
+        num_epochs: Number of rows of its log.
+        epochs: What was found of checkpoints.
+        exports: What was found of exports.
     """
-    try:
-        before = json.loads(run.verification.read_text())
-    except (OSError, ValueError):
-        before = {}
-    old_epochs, old_exports = before.get("epochs", []), before.get("exports", [])
-    epoch_rows = _updated(old_epochs, epochs, key=lambda row: row["epoch"])
-    export_rows = _updated(old_exports, exports, key=lambda row: row["artifact"])
-    for export, row in ((export, export.as_json()) for export in exports):
-        facts = run.path / export.artifact / formats.load(export.format).FACTS
-        write_text(facts / formats.RECEIPT, _dump(_receipt(epoch_rows, [row])))
-    receipt = _receipt(epoch_rows, export_rows)
+    rows, receipts = _read_receipt(run, num_epochs)
+    for verified in epochs:
+        rows[verified.epoch] = verified.as_json()
+    for verified in exports:
+        receipt = _receipt(verified.format, verified.artifact, [verified.as_json()], [])
+        receipts[verified.artifact] = receipt
+        facts = run.path / verified.artifact / formats.load(verified.format).FACTS
+        write_text(facts / formats.RECEIPT, _dump(receipt))
+    latest = list(receipts.values())[-1] if receipts else {"format": "checkpoint", "artifact": "checkpoints"}
+    all_rows = [rows[epoch] for epoch in sorted(rows)]
+    receipt = _receipt(latest["format"], latest["artifact"], all_rows, list(receipts.values()))
     write_text(run.verification, _dump(receipt))
     return receipt
 
 
-def _updated(
-    old: Iterable[dict[str, Any]], new: Iterable[Verified], key: Callable[[dict[str, Any]], Any]
-) -> list[dict[str, Any]]:
-    rows = {key(row): row for row in old} | {key(row.as_json()): row.as_json() for row in new}
-    return [rows[name] for name in sorted(rows)]
+def _read_receipt(
+    run: RunDirectory, num_epochs: int
+) -> tuple[dict[int, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Return the rows of an earlier receipt by epoch and its exports by artifact, as far as they exist."""
+    try:
+        before = json.loads(run.verification.read_text())
+        rows = {row["epoch"]: row for row in before["epochs"] if row["epoch"] < num_epochs}
+        exports = before.get("exports", [])
+        receipts = {e["artifact"]: e for e in exports if (run.path / e["artifact"]).is_dir()}
+        _receipt("", "", list(rows.values()), list(receipts.values()))  # reads what it needs
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}, {}
+    return rows, receipts
 
 
-def _receipt(epochs: list[dict[str, Any]], exports: list[dict[str, Any]]) -> dict[str, Any]:
-    rows = [*epochs, *exports]
-    match = all(metric["match"] for row in rows for metric in row["metrics"].values())
-    about = exports[-1] if exports else {"format": "checkpoint", "artifact": "checkpoints"}
+def _receipt(
+    format: str, artifact: str, rows: list[dict[str, Any]], exports: list[dict[str, Any]]
+) -> dict[str, Any]:
+    matches = [metric["match"] for row in rows for metric in row["metrics"].values()]
+    complete = all(row["metrics"] for row in rows)
+    good = complete and all(matches) and all(export["verdict"] == "match" for export in exports)
     return {
-        "verdict": "match" if match else "mismatch",
-        "format": about["format"],
-        "artifact": about["artifact"],
-        "epochs": epochs,
-        "exports": exports,
+        "verdict": "match" if good else "mismatch",
+        "format": format,
+        "artifact": artifact,
+        "epochs": rows,
+        **({"exports": exports} if exports else {}),
     }
 
 
 def _dump(receipt: Mapping[str, Any]) -> str:
-    return json.dumps(receipt, indent=2) + "\n"
+    return json.dumps(receipt, indent=2, allow_nan=False) + "\n"
 
 
 def _json_number(value: float) -> float | str:
@@ -218,14 +256,14 @@ def table(epochs: Sequence[Verified], exports: Sequence[Verified], *, columns: i
     """
     labelled = [(str(row.epoch), row) for row in epochs]
     labelled += [(f"{row.format}@{row.epoch}", row) for row in exports]
-    names = list(labelled[0][1].metrics)
+    names = sorted({name for _, row in labelled for name in row.metrics})
     header = ["epoch", *(f"test_{n}" for n in names), *(f"restored_{n}" for n in names), "match"]
     cells = [
         [
             label,
-            *(f"{row.metrics[name].logged:.6g}" for name in names),
-            *(f"{row.metrics[name].restored:.6g}" for name in names),
-            "yes" if row.match else "NO",
+            *(f"{row.metrics[name].logged:.6g}" if row.metrics else "-" for name in names),
+            *(f"{row.metrics[name].restored:.6g}" if row.metrics else "-" for name in names),
+            "yes" if row.match else "DAMAGED" if row.problems else "NO",
         ]
         for label, row in labelled
     ]

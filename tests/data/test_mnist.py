@@ -123,7 +123,7 @@ class TestDownload:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            (gzip.compress(b"not MNIST"), "must unpack to the file of MD5 .* Received: "),
+            (gzip.compress(b"not MNIST"), "its MD5, unpacked, must be .* Received: .*data=digits"),
             (b"\x1f\x8bgarbage", "must be a whole gzip file"),
             (None, "failed: HTTP Error 404.*data=digits"),
         ],
