@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
-TYPE_NAMES = {int: "an integer", float: "a finite number", bool: "true or false", str: "a string"}
+TYPE_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
 
 
 class ConfigError(ValueError):
@@ -152,7 +152,12 @@ def _convert_plain(value: Any, hint: Any, key: str, problems: list[str]) -> Any:
     if typing.get_origin(hint) is dict:
         problems.append(f"{key} must be a section. Received: {value!r}.")
     if hint in (int, float, bool, str, Path):
-        problems.append(f"{key} must be {TYPE_NAMES.get(hint, 'a path')}. Received: {value!r}.")
+        name = (
+            "a finite number"
+            if hint is float and isinstance(value, float)
+            else TYPE_NAMES.get(hint, "a path")
+        )
+        problems.append(f"{key} must be {name}. Received: {value!r}.")
     # Any other annotation is the constructor's own business.
     return value
 

@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -144,8 +145,12 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 def override(key: str, value: object) -> str:
-    """Return an override for a command line of Hydra's, the value quoted in its grammar."""
-    return f"{key}='" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    """Return an override for a command line of Hydra's, the value quoted if its grammar needs that."""
+    text = str(value)
+    if re.fullmatch(r"[\w./-]+", text):
+        return f"{key}={text}"
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'{key}="{escaped}"'
 
 
 def in_fresh_process(module: str, overrides: Sequence[str], received: Sequence[int]) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import hydra
 from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_automatic_config_search_path
+from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
@@ -57,7 +57,7 @@ def hydra_app(arguments: argparse.Namespace) -> Iterator[Hydra]:
         if folder is not None and "://" not in folder and not Path(folder).is_dir():
             raise ConfigError([f"--{flag.replace('_', '-')} must name a folder. Not found: {folder}."])
     hydra.version.setbase("1.3")
-    search_path = create_automatic_config_search_path(None, None, _as_url(arguments.config_path or CONF))
+    search_path = create_config_search_path(_as_url(arguments.config_path or CONF))
     if arguments.config_dir is not None:
         path = _as_url(arguments.config_dir)
         search_path.prepend("command-line", path, SearchPathQuery(provider="schema"))

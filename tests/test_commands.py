@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import struct
 import subprocess
@@ -66,7 +67,8 @@ class TestMainJob:
         assert labels == [*(str(r["epoch"]) for r in rows), f"saved_model@{last}", f"checkpoint@{last}"]
         assert all(line.endswith("yes") for line in lines)
         assert completed.stdout.splitlines()[-1].startswith("verdict: match")
-        assert f"python -m pipeline.evaluate run_dir={run}" in completed.stderr
+        (again,) = re.findall(r"evaluate again:  (.*)", completed.stderr)
+        assert shlex.split(again) == ["python", "-m", "pipeline.evaluate", f'run_dir="{run}"']
         assert "\r" not in completed.stderr  # no progress bars where no one watches
 
     def test_the_run_directory_holds_what_it_must(self, case: Case, finished: Finished) -> None:
@@ -307,13 +309,13 @@ class TestMistakes:
             "optimizer=sgd",
             "optimizer.learning_rate=1e30",
             "hydra.run.dir=run",
-            "hydra.verbose=pipeline",
         ]
         completed = command("pipeline", *overrides, code=1)
         assert "error: NonFiniteLoss: The training loss must be finite" in completed.stderr
         assert "Traceback" in (tmp_path / "run" / "pipeline.log").read_text()
-        full = command("pipeline", *overrides[:3], code=1, env={"HYDRA_FULL_ERROR": "1"})
+        full = command("pipeline", "train.epochs=-1", code=2, env={"HYDRA_FULL_ERROR": "1"})
         assert "Traceback" in full.stderr
+        assert full.stderr.endswith("error: train.epochs must be >= 0. Received: -1.\n")
 
     def test_a_mismatch_exits_with_3(self, gru_run: Path, command: Command) -> None:
         log = gru_run / "metrics.jsonl"
@@ -332,6 +334,43 @@ class TestMistakes:
             stderr = command("pipeline", "--config-name=nowhere", *overrides, code=2).stderr
             assert stderr.startswith("error: Cannot find primary config 'nowhere'.")
 
+    def test_a_configuration_path_changes_nothing_about_the_verdict(
+        self, gru_run: Path, command: Command
+    ) -> None:
+        conf = Path(__file__).parent.parent / "conf"
+        arguments = ["pipeline.evaluate", f"--config-path={conf}", f"run_dir={gru_run}", "epochs=last"]
+        command(*arguments)
+        log = gru_run / "metrics.jsonl"
+        log.write_text(re.sub(r'"loss": 1\.', '"loss": 2.', log.read_text()))
+        command(*arguments, code=3)
+        command("pipeline", "--config-path=nowhere", code=2)
+        command("pipeline", "--experimental-rerun=job.pickle", code=2)
+
+    def test_changed_bytes_of_the_data(self, command: Command, tmp_path: Path) -> None:
+        features = np.random.default_rng(0).normal(size=(80, 4, 30)).astype(np.float32)
+        labels = np.arange(80, dtype=np.int32) % 5
+        np.savez(tmp_path / "a.npz", features=features, labels=labels)
+        command("pipeline", "model=gru", "data=npz", "data.path=a.npz", "hydra.run.dir=run")
+        features[3, 1, 7] += 1e-3
+        np.savez(tmp_path / "a.npz", features=features, labels=labels)
+        stderr = command("pipeline.evaluate", "run_dir=run", code=2).stderr
+        assert stderr.startswith("error: The data must be what the run was trained on, SHA-256 ")
+
+    @pytest.mark.parametrize(
+        ("argument", "message"),
+        [
+            ("hydra.run.dir=null", "error: hydra.run.dir"),
+            ("train=[1]", "error: train"),
+            ("model=null", "error: "),
+            ("hydra.run.dir='run[1]'", "error: hydra.run.dir must have none of "),
+        ],
+    )
+    def test_odd_overrides(self, command: Command, argument: str, message: str) -> None:
+        stderr = command("pipeline", argument, code=2).stderr
+        assert stderr.startswith(message)
+        assert "is not a key" not in stderr
+        assert len(stderr.splitlines()) == 1
+
     def test_a_choice_that_does_not_exist_in_a_sweep(self, command: Command) -> None:
         stderr = command("pipeline", "-m", "model=gru,gruu", code=2).stderr
         assert "error: In 'config': Could not find 'model/gruu' Available options in 'model'" in stderr
@@ -339,6 +378,14 @@ class TestMistakes:
 
 def start(arguments: list[str], cwd: Path, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-m", "pipeline", *arguments], cwd=cwd, text=True, **options)
+
+
+def wait_for_rows(process: subprocess.Popen[str], log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") > 3):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
@@ -354,15 +401,12 @@ def test_a_signal_stops_cleanly(number: signal.Signals, on_interrupt: str, code:
         stderr=subprocess.PIPE,
     )
     log = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (log.exists() and log.read_text().count("\n") > 3):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for_rows(process, log)
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == code, stderr
-    assert f"{number.name}: stopping after this chunk of steps" in stderr
+    assert f"{number.name}: stopping in good order" in stderr
+    assert stderr.splitlines()[-1] == f"error: stopped by {number.name}"
     rows = log.read_text().splitlines()
     assert list((tmp_path / "run" / "checkpoints").glob("step-*.index"))
     exported = tmp_path / "run" / "export" / "saved_model"
@@ -372,6 +416,42 @@ def test_a_signal_stops_cleanly(number: signal.Signals, on_interrupt: str, code:
     else:
         assert f"saved_model@{len(rows) - 1} " in stdout
         assert "verdict: match" in stdout
+
+
+def test_ctrl_c_stops_a_whole_sweep(tmp_path: Path) -> None:
+    arguments = ["-m", "model=dense", "train.epochs=100000", "seed=0,1", "hydra.sweep.dir=sweep"]
+    process = start(arguments, tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_for_rows(process, tmp_path / "sweep" / "0" / "metrics.jsonl")
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 130, stderr
+    assert not (tmp_path / "sweep" / "1").exists()
+
+
+def children_of(pid: int) -> list[int]:
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in listed.split()]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, 1), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_verification(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    """Killed, it fails the command; told to stop, the command takes it along."""
+    process = start(
+        ["model=dense", "train.epochs=1", "hydra.run.dir=run"],
+        tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    exported = tmp_path / "run" / "export" / "saved_model"
+    while not (exported.exists() and children_of(process.pid)):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    (child,) = children_of(process.pid)
+    os.kill(child if number == signal.SIGKILL else process.pid, number)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == code, stderr
+    assert not Path(f"/proc/{child}").exists()
+    assert not (tmp_path / "run" / "verification.json").exists()
 
 
 def test_ctrl_c_before_the_first_step(tmp_path: Path) -> None:
@@ -384,7 +464,7 @@ def test_ctrl_c_before_the_first_step(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert stderr.splitlines()[-1] == "error: stopped by Ctrl-C"
+    assert stderr.splitlines()[-1] == "error: stopped by SIGINT"
 
 
 def test_bars_show_on_a_terminal(tmp_path: Path) -> None:

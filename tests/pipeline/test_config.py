@@ -59,11 +59,23 @@ def test_the_resolved_configuration_holds_every_value_and_absolute_paths(tmp_pat
     assert config.check(resolved).resolved == resolved
 
 
+NAN_RATE = "optimizer.learning_rate must be a finite number. Received: nan."
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"train__epochs": -3}, "train.epochs must be >= 0. Received: -3."),
         ({"train__epochs": 1.5}, "train.epochs must be an integer. Received: 1.5."),
+        ({"train__epochs": float("inf")}, "train.epochs must be an integer. Received: inf."),
+        ({"optimizer__learning_rate": float("nan")}, NAN_RATE),
+        ({"epoch": "first"}, "epoch must be last, best, or of 0 to train.epochs (2). Received: first."),
+        ({"export": None}, "export must be a section. Received: None."),
+        ({"export__saved_model": {"a": 1}}, "export.saved_model.a is not a key. Known here: none."),
+        (
+            {"model": {"_target_": "math.pi"}},
+            "model._target_ must name a class that can be imported. Received: math.pi: pi is no class.",
+        ),
         ({"train__epochs": True}, "train.epochs must be an integer. Received: True."),
         ({"train__deterministic": 1}, "train.deterministic must be true or false. Received: 1."),
         (
@@ -114,7 +126,9 @@ def test_all_problems_are_found_at_once() -> None:
 class Demanding:
     """A component with a check of its own, and an annotation of its own."""
 
-    def __init__(self, *, shape: tuple[int, ...], scale: Annotated[float, "> 0"] = 1.0, **rest: Any) -> None:
+    def __init__(
+        self, *, shape: tuple[int, ...], scale: Annotated[float | None, "> 0"] = None, **rest: Any
+    ) -> None:
         if len(shape) != 2:
             raise ValueError(f"shape must have 2 sizes. Received: {shape}.")
         self.shape, self.scale, self.rest = shape, scale, rest
@@ -187,3 +201,13 @@ def test_a_model_may_refuse_the_metadata() -> None:
     broken = dataclasses.replace(dataset(), metadata={"broken": True})
     with pytest.raises(ConfigError, match="There must be no broken data"):
         config.check_batch(Labelled(), broken)
+
+
+def test_a_home_that_does_not_exist_is_a_path_like_any_other() -> None:
+    values = changed(data__path="~nobody-of-that-name/text.txt")
+    with pytest.raises(ConfigError, match="No such file"):
+        config.load(config.check(values).data)
+
+
+def test_a_huge_number_of_epochs_costs_nothing() -> None:
+    assert config.check(changed(train__epochs=10**12, epoch=10**12)).epoch == 10**12

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from pipeline import checkpoints
 from pipeline.binding import ConfigError
-from pipeline.evaluate import evaluate
+from pipeline.evaluate import check, evaluate
 from pipeline.run import RunDirectory
 
 
@@ -24,7 +24,7 @@ def run_evaluate(run: Path, **changes: Any) -> int:
     defaults: Any = OmegaConf.load(Path(__file__).parents[2] / "conf" / "evaluate.yaml")
     values: Any = OmegaConf.masked_copy(defaults, ["epochs", "format", "verify", "data"])
     values.update({"run_dir": str(run), **changes})
-    return evaluate(values)
+    return evaluate(check(values))
 
 
 def receipt(run: Path) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class TestMatch:
         assert receipt(gru_run) == before
         assert before["verdict"] == "match"
         assert [row["epoch"] for row in before["epochs"]] == [0, 1, 2]
-        assert [row["format"] for row in before["exports"]] == ["checkpoint", "saved_model"]
+        assert [row["format"] for row in before["exports"]] == ["saved_model", "checkpoint"]
         logged = [json.loads(line) for line in (gru_run / "metrics.jsonl").read_text().splitlines()]
         for row in before["epochs"]:
             for name, value in logged[row["epoch"]]["test"].items():
@@ -80,9 +80,9 @@ class TestMatch:
         for row in receipt(gru_run)["exports"]:
             folder = {"saved_model": "assets.extra", "checkpoint": "."}[row["format"]]
             inside = json.loads((gru_run / row["artifact"] / folder / "verification.json").read_text())
+            assert inside == row
             assert inside["verdict"] == "match"
-            assert (inside["format"], inside["artifact"]) == (row["format"], row["artifact"])
-            assert inside["exports"] == [row]
+            assert [(r["epoch"], r["artifact"]) for r in inside["epochs"]] == [(2, row["artifact"])]
 
     @pytest.mark.parametrize(
         ("changes", "shown"),
@@ -126,7 +126,8 @@ class TestMatch:
         assert run_evaluate(gru_run) == 0
         found = receipt(gru_run)
         assert [row["epoch"] for row in found["epochs"]] == [0, 1]
-        assert (found["format"], found["artifact"], found["exports"]) == ("checkpoint", "checkpoints", [])
+        assert (found["format"], found["artifact"]) == ("checkpoint", "checkpoints")
+        assert "exports" not in found
 
 
 class TestMismatch:
@@ -184,7 +185,7 @@ class TestMismatch:
         assert run_evaluate(gru_run, epochs="last") == 3
         inside = json.loads((export / "assets.extra" / "verification.json").read_text())
         assert inside["verdict"] == "mismatch"
-        assert inside["exports"][0]["metrics"]["test/loss"]["match"] is False
+        assert inside["epochs"][0]["metrics"]["test/loss"]["match"] is False
 
     def test_a_metric_that_is_no_number_never_matches(self, gru_run: Path) -> None:
         def poison(values: dict[str, Any]) -> None:
@@ -233,6 +234,13 @@ class TestRefused:
         with pytest.raises(ConfigError, match="graph must be a whole SavedModel"):
             run_evaluate(gru_run)
 
+    def test_a_relabelled_log_line(self, gru_run: Path) -> None:
+        log = gru_run / "metrics.jsonl"
+        lines = log.read_text().splitlines(keepends=True)
+        log.write_text(lines[0] + lines[2].replace('"epoch": 2', '"epoch": 1'))
+        with pytest.raises(ConfigError, match=r"Line 2 of .* must be the row of epoch 1 with .*-0001"):
+            run_evaluate(gru_run)
+
     def test_changed_data(self, gru_run: Path) -> None:
         with pytest.raises(ConfigError, match="The data must be what the run was trained on, SHA-256 "):
             run_evaluate(gru_run, data={"seed": 1})
@@ -279,13 +287,40 @@ class TestRefused:
             ({"verify": {"abs_tolerance": -1}}, "verify.abs_tolerance must be >= 0"),
             ({"data": {"foo": 1}}, "data.foo is not a key"),
             ({"epoch": 1}, "epoch is not a key. .*Did you mean epochs"),
+            ({"verify": None}, "verify must be a section. Received: None"),
+            ({"verify": {"abs_tolerance": float("inf")}}, "verify.abs_tolerance must be a finite number"),
+            ({"run_dir": "???"}, "run_dir must be given"),
         ],
     )
     def test_a_request_that_does_not_fit(self, gru_run: Path, changes: dict[str, Any], message: str) -> None:
         with pytest.raises(ConfigError, match=message):
             run_evaluate(gru_run, **changes)
 
-    def test_an_old_receipt_that_is_damaged_is_replaced(self, gru_run: Path) -> None:
-        (gru_run / "verification.json").write_text("{")
+    def test_a_damaged_epoch_does_not_keep_the_rest_from_being_evaluated(
+        self, gru_run: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (gru_run / "checkpoints" / "epoch-0001.index").unlink()
+        with pytest.raises(ConfigError, match="epoch-0001 must be a whole checkpoint"):
+            run_evaluate(gru_run)
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[-1] for line in lines[1:6]] == ["yes", "DAMAGED", "yes", "yes", "yes"]
+        found = receipt(gru_run)
+        assert found["verdict"] == "mismatch"
+        assert "must be a whole checkpoint" in found["epochs"][1]["problems"][0]
+
+    def test_what_is_no_longer_there_is_no_longer_in_the_receipt(self, gru_run: Path) -> None:
+        export = RunDirectory(gru_run).newest_export("checkpoint")
+        assert export is not None
+        (export / "epoch-0002.index").unlink()
+        with pytest.raises(ConfigError, match="must hold one checkpoint"):
+            run_evaluate(gru_run)
+        assert receipt(gru_run)["verdict"] == "mismatch"
+        shutil.rmtree(export)
+        assert run_evaluate(gru_run, epochs="last") == 0
+        assert receipt(gru_run)["verdict"] == "match"
+
+    @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"epochs": [{}]}', '{"epochs": [{"epoch": 1}]}'])
+    def test_an_old_receipt_that_is_damaged_is_replaced(self, gru_run: Path, text: str) -> None:
+        (gru_run / "verification.json").write_text(text)
         assert run_evaluate(gru_run) == 0
         assert receipt(gru_run)["verdict"] == "match"

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,7 +11,13 @@ from pipeline.binding import ConfigError
 from pipeline.run import Row, RunDirectory, select_rows, staged, write_text
 
 ROWS = [
-    Row(epoch, epoch * 10, None if epoch == 0 else {"loss": 1.0}, {"loss": loss}, f"checkpoints/{epoch}")
+    Row(
+        epoch,
+        epoch * 10,
+        None if epoch == 0 else {"loss": 1.0},
+        {"loss": loss},
+        f"checkpoints/epoch-{epoch:04d}",
+    )
     for epoch, loss in enumerate([2.0, 0.1 + 0.2, 1.0])
 ]
 
@@ -16,22 +25,54 @@ ROWS = [
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
     run = RunDirectory(tmp_path / "run")
-    run.claim()
+    run.path.mkdir()
     return run
 
 
 def test_a_directory_is_claimed_once(run: RunDirectory) -> None:
-    with pytest.raises(ConfigError, match="left as it was. Choose another"):
+    with run.claimed():
+        with pytest.raises(ConfigError, match=f"{run.path} does, and it is left as it was"), run.claimed():
+            pass
+        run.checkpoint(0).touch()
+    with pytest.raises(ConfigError, match="must not hold a run already"):
         run.check_unused()
-    with pytest.raises(ConfigError, match=f"{run.path} does"):
-        run.claim()
-    RunDirectory(run.path.with_name("other")).check_unused()
+
+
+def test_of_two_that_claim_at_once_one_succeeds(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    with run.claimed():
+        monkeypatch.setattr(RunDirectory, "check_unused", lambda self: None)
+        with pytest.raises(ConfigError, match="must not hold a run already"), run.claimed():
+            pass
+
+
+def test_a_claim_under_which_nothing_was_written_is_given_back(run: RunDirectory) -> None:
+    with run.claimed():
+        pass
+    with run.claimed():
+        pass
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "export", "checkpoints"])
+def test_whatever_a_run_wrote_is_not_written_over(run: RunDirectory, name: str) -> None:
+    (run.path / name).touch()
+    with pytest.raises(ConfigError, match="must not hold a run already"):
+        run.check_unused()
+
+
+def test_a_path_that_tensorflow_would_take_for_a_pattern(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"must have none of \* \? \[ \\"):
+        RunDirectory(tmp_path / "run[1]").check_unused()
 
 
 def test_the_log_keeps_every_bit(run: RunDirectory) -> None:
     for row in ROWS:
         run.append_row(row)
     assert run.read_rows() == ROWS
+
+
+def line(epoch: int, **changes: Any) -> str:
+    """Return a line of the log, with some of its values replaced."""
+    return json.dumps({**dataclasses.asdict(ROWS[epoch]), **changes}) + "\n"
 
 
 def test_a_line_that_a_crash_cut_short_is_left_out(run: RunDirectory) -> None:
@@ -47,15 +88,25 @@ def test_a_line_that_a_crash_cut_short_is_left_out(run: RunDirectory) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "metrics.jsonl must exist. The run stopped before"),
+        (None, "must have a row. The run stopped before"),
         ("", "must have a row. The run stopped before"),
-        ('{"epoch": 0\n', "Line 1 of .* must be a row of the log"),
+        (b"\xff\n", "must be a text file"),
+        ('{"epoch": 0\n', "Line 1 of .* must be the row of epoch 0"),
+        ("[]\n", "Line 1 of .* must be the row of epoch 0"),
         ('{"epoch": 0}\n', "Line 1 of .*missing 4 required"),
+        (line(0, checkpoint="checkpoints/epoch-0001"), "with checkpoints/epoch-0000. Received: epoch 0 with"),
+        (line(1), "Line 1 of .*Received: epoch 1 with checkpoints/epoch-0001"),
+        (line(0) + line(2), "Line 2 of .* must be the row of epoch 1"),
+        (line(0) + line(0), "Line 2 of .* must be the row of epoch 1"),
+        (line(0, test={"loss": "2"}), "metrics that are no finite numbers: .'2'"),
+        (line(0, test={"loss": float("nan")}), "metrics that are no finite numbers"),
+        (line(0, test=None), "Line 1 of"),
     ],
 )
-def test_a_damaged_log_is_named(run: RunDirectory, text: str | None, message: str) -> None:
+def test_a_damaged_log_is_named(run: RunDirectory, text: str | bytes | None, message: str) -> None:
     if text is not None:
-        (run.path / "metrics.jsonl").write_text(text)
+        content = text if isinstance(text, bytes) else text.encode()
+        (run.path / "metrics.jsonl").write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         run.read_rows()
 
@@ -65,7 +116,9 @@ def test_a_damaged_log_is_named(run: RunDirectory, text: str | None, message: st
     [
         (None, "must be a directory that a run has written"),
         ("{", "must be a JSON object. Reading it failed"),
-        ("[]", r"must be a JSON object. Received: \[\]"),
+        ("[]", "must hold seed"),
+        ("{}", "must hold seed. It does not: it is damaged"),
+        ('{"seed": 0, "data": 3}', "must hold data.fingerprint"),
     ],
 )
 def test_damaged_facts_are_named(run: RunDirectory, text: str | None, message: str) -> None:
@@ -83,7 +136,7 @@ def test_epochs_are_selected(epochs: object, expected: list[int]) -> None:
     assert [row.epoch for row in select_rows(ROWS, epochs)] == expected
 
 
-@pytest.mark.parametrize("epochs", [3, [1, 5], "first", [], True, None, -1])
+@pytest.mark.parametrize("epochs", [3, [1, 5], "first", [], True, None, -1, [[1]], {"a": 1}])
 def test_an_epoch_that_is_not_in_the_log_is_refused(epochs: object) -> None:
     with pytest.raises(ConfigError, match="best, last, or of the log's 0 to 2. Received: "):
         select_rows(ROWS, epochs)

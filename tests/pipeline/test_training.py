@@ -10,11 +10,11 @@ import pytest
 import tensorflow as tf
 
 from data.numbers import Numbers
-from models.base import BuiltModel
+from models.base import BuiltModel, signature
 from models.dense import DenseRegressor
 from pipeline import checkpoints, training
 from pipeline.binding import ConfigError
-from pipeline.evaluation import initial_state
+from pipeline.evaluation import Signature, initial_state
 from pipeline.optimizers import SGD, Adam
 from pipeline.run import RunDirectory
 from pipeline.training import NonFiniteLoss, Training
@@ -133,6 +133,56 @@ def test_the_optimizer_is_in_the_checkpoint(tmp_path: Path) -> None:
     assert "optimizer/0.Sadam.Siteration/.ATTRIBUTES/VARIABLE_VALUE" in names
     slots = [name for name in names if name.startswith("optimizer/") and "_kernel_" in name]
     assert len(slots) == 2
+
+
+def test_slots_of_variables_with_the_same_name_are_all_kept(tmp_path: Path) -> None:
+    """A user's variables need not be named."""
+
+    class Unnamed(Seeded):
+        def build(self, batch: Any, metadata: Any) -> BuiltModel:
+            slope, intercept = tf.Variable([[0.0], [0.0]]), tf.Variable(0.0)
+
+            def output(feature: tf.Tensor) -> tf.Tensor:
+                return feature @ slope + intercept
+
+            def loss(batch: Any, seed: tf.Tensor) -> Any:
+                return tf.reduce_mean((output(batch["feature"]) - batch["target"]) ** 2), {}
+
+            @signature(batch["feature"], batch["target"])
+            def evaluate(feature: tf.Tensor, target: tf.Tensor) -> dict[str, tf.Tensor]:
+                error = output(feature) - target
+                return {"loss_sum": tf.reduce_sum(error**2), "count": tf.size(error)}
+
+            return BuiltModel({"slope": slope, "intercept": intercept}, loss, {"evaluate": evaluate})
+
+    trained = prepare(tmp_path / "run", model=Unnamed(), epochs=1)
+    trained.fit()
+    values = tf.train.load_checkpoint(str(tmp_path / "run/checkpoints/epoch-0001"))
+    for position, variable in enumerate(trained.optimizer.variables):
+        key = checkpoints.variable_key("optimizer", f"{position}/{variable.path}")
+        np.testing.assert_array_equal(values.get_tensor(key), variable.numpy())
+
+
+@pytest.mark.parametrize(
+    ("signatures", "message"),
+    [
+        ({}, r"must have the signature evaluate. Received: \[\]"),
+        ({"evaluate": ({"feature", "target"}, {"count"})}, "must return loss_sum and count. Received"),
+        ({"evaluate": ({"feature"}, {"loss_sum", "count"})}, r"must take a batch, \['feature', 'target'\]"),
+        (
+            {"evaluate": ({"feature", "target", "h"}, {"loss_sum", "count", "h"})},
+            "carries h: it must have the signature initial_state",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_evaluated_is_refused(
+    signatures: dict[str, tuple[set[str], set[str]]], message: str
+) -> None:
+    made = {
+        name: Signature(tuple(inputs), tuple(outputs), dict) for name, (inputs, outputs) in signatures.items()
+    }
+    with pytest.raises(ConfigError, match=message):
+        training._check_signatures(made, {"feature", "target"})
 
 
 def test_stopping_keeps_what_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
