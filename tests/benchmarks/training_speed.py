@@ -195,7 +195,7 @@ CONTENDERS = {"pipeline": pipeline_epoch, "Keras fit": keras_epoch, "bare step":
 
 
 def contend(contender: str, name: str, orders: Connection) -> None:
-    """Train an epoch at every order, and answer with the milliseconds a step took."""
+    """Train an epoch at every order, and answer with the steps per second."""
     runtime.start_tensorflow(seed=0, deterministic=True)
     dataset = ROWS[name].dataset()
     num_steps = dataset.num_train // dataset.batch_size
@@ -205,13 +205,13 @@ def contend(contender: str, name: str, orders: Connection) -> None:
         while orders.recv():
             started = time.perf_counter()
             epoch()
-            orders.send(1e3 * (time.perf_counter() - started) / num_steps)
+            orders.send(num_steps / (time.perf_counter() - started))
 
 
 def measure(name: str, repeats: int) -> dict[str, list[float]]:
-    """Return the milliseconds a step of each contender took in each of its turns."""
+    """Return the steps per second of each contender in each of its turns."""
     context = multiprocessing.get_context("spawn")
-    taken: dict[str, list[float]] = {contender: [] for contender in CONTENDERS}
+    speeds: dict[str, list[float]] = {contender: [] for contender in CONTENDERS}
     children = {}
     for contender in CONTENDERS:
         ours, theirs = context.Pipe()
@@ -222,11 +222,11 @@ def measure(name: str, repeats: int) -> dict[str, list[float]]:
     for _ in range(repeats):
         for contender, (_, orders) in children.items():
             orders.send(True)
-            taken[contender].append(orders.recv())
+            speeds[contender].append(orders.recv())
     for child, orders in children.values():
         orders.send(False)
         child.join()
-    return taken
+    return speeds
 
 
 def main() -> None:
@@ -235,18 +235,18 @@ def main() -> None:
     parser.add_argument("--rows", default="all", choices=["all", *ROWS])
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; ms a step, median")
-    print("(range), and how many times as long as this pipeline's step\n")
-    print(f"{'':10}{'pipeline':>26}{'Keras fit':>26}{'':>9}{'bare step':>26}{'':>9}")
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; training steps per second,")
+    print("median (range); this pipeline's as a multiple of Keras', and its time as one of the bare step's\n")
+    print(f"{'':10}{'pipeline':>24}{'Keras fit':>24}{'speed':>9}{'bare step':>24}{'time':>9}")
     for name in ROWS if arguments.rows == "all" else [arguments.rows]:
-        taken = measure(name, arguments.repeats)
-        ours, fit, bare = (statistics.median(values) for values in taken.values())
+        speeds = measure(name, arguments.repeats)
+        ours, fit, bare = (statistics.median(values) for values in speeds.values())
         cells = [
-            f"{statistics.median(values):.3f} ({min(values):.3f}-{max(values):.3f})"
-            for values in taken.values()
+            f"{statistics.median(values):.4g} ({min(values):.4g}-{max(values):.4g})"
+            for values in speeds.values()
         ]
         print(
-            f"{name:10}{cells[0]:>26}{cells[1]:>26}{fit / ours:>8.2f}x{cells[2]:>26}{bare / ours:>8.2f}x",
+            f"{name:10}{cells[0]:>24}{cells[1]:>24}{ours / fit:>8.2f}x{cells[2]:>24}{bare / ours:>8.2f}x",
             flush=True,
         )
 
