@@ -186,7 +186,7 @@ def _generate(
         first = tf.random.stateless_uniform([1], seed, 0, len(vocabulary), tf.int32)
         start = tf.cond(tf.size(given) > 0, lambda: given, lambda: first)
         # The random first character of an empty prompt is the first of the `length` sampled ones.
-        total = tf.size(given) + length
+        total = tf.size(given) + tf.maximum(length, 0)
         num_sampled = tf.maximum(total - tf.size(start), 0)
 
         def append(

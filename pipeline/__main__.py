@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import shlex
 import time
@@ -46,7 +47,8 @@ def main(settings: config.Settings) -> int:
         if received:
             raise command.StopRequested(received[0])
     log.info("evaluate again:  python -m pipeline.evaluate %s", shlex.join(arguments))
-    log.info("see the curves:  tensorboard --logdir %s", shlex.quote(str(run.tensorboard)))
+    if importlib.util.find_spec("tensorboard"):
+        log.info("see the curves:  tensorboard --logdir %s", shlex.quote(str(run.tensorboard)))
     return code
 
 

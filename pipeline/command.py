@@ -182,13 +182,14 @@ def _exit(code: int, sentences: Sequence[str], error: BaseException) -> NoReturn
     """
     if os.environ.get("HYDRA_FULL_ERROR"):
         traceback.print_exception(error)
+    lines = [f"error: {sentences[0]}"]
+    if len(sentences) > 1:
+        lines = [f"{len(sentences)} errors:", *(f"  {sentence}" for sentence in sentences)]
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
             trace = (type(error), error, error.__traceback__)
             handler.handle(log.makeRecord(log.name, logging.ERROR, "", 0, "stopped", (), trace))
-    if len(sentences) == 1:
-        print(f"error: {sentences[0]}", file=sys.stderr)
-    else:
-        listed = (f"  {sentence}" for sentence in sentences)
-        print("\n".join([f"{len(sentences)} errors:", *listed]), file=sys.stderr)
+            if code == FAILED:
+                lines.append(f"traceback: {handler.baseFilename}")
+    print("\n".join(lines), file=sys.stderr)
     sys.exit(code)

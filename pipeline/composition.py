@@ -139,7 +139,8 @@ def _explain(app: Hydra, config_name: str, accepted: Sequence[str], override: st
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException:
-        return f"{override} is not an override that can be read: {said}"
+        name, _, text = override.partition("=")
+        return f"{override} is not an override that can be read: {said}. Try to quote it: '{name}=\"{text}\"'"
     key = parsed.key_or_group
     if parsed.is_sweep_override():
         return f"{override} names several values. Add --multirun (-m) to run them all."

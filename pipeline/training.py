@@ -279,6 +279,7 @@ def prepare(
                 "fingerprint": dataset.fingerprint(),
                 "num_train": dataset.num_train,
                 "num_test": dataset.num_test,
+                "metadata": dict(dataset.metadata),
             },
             "model": {
                 "parameters": sum(variable.shape.num_elements() for variable in built.weights.values())

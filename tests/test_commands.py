@@ -312,6 +312,7 @@ class TestMistakes:
         ]
         completed = command("pipeline", *overrides, code=1)
         assert "error: NonFiniteLoss: The training loss must be finite" in completed.stderr
+        assert completed.stderr.endswith(f"traceback: {tmp_path / 'run' / 'pipeline.log'}\n")
         assert "Traceback" in (tmp_path / "run" / "pipeline.log").read_text()
         full = command("pipeline", "train.epochs=-1", code=2, env={"HYDRA_FULL_ERROR": "1"})
         assert "Traceback" in full.stderr

@@ -12,9 +12,9 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 def files_of_readme() -> dict[str, str]:
-    """Return the files that the README's section on extension shows, by the name on their first line."""
+    """Return the files that the README's section on extension shows, by the name above them."""
     section = README.read_text().split("## Your own model and data")[1].split("\n## ")[0]
-    blocks = re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", section, re.DOTALL)
+    blocks = re.findall(r"^`(\S+)`:\n\n```\w+\n(.*?)```", section, re.DOTALL | re.MULTILINE)
     return dict(blocks)
 
 

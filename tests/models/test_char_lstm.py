@@ -47,6 +47,10 @@ def test_the_text_is_the_prompt_and_as_many_characters(sample: Sample, prompt: s
     assert set(text) <= set(VOCABULARY)
 
 
+def test_a_negative_length_is_none(sample: Sample) -> None:
+    assert sample("abc", -2) == "abc"
+
+
 def test_the_seed_decides(sample: Sample) -> None:
     assert sample(seed=(1, 2), length=30) == sample(seed=(1, 2), length=30)
     assert len({sample(seed=(1, n), length=30) for n in range(10)}) == 10
