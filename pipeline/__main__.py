@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import shlex
 import time
@@ -47,8 +46,7 @@ def main(settings: config.Settings) -> int:
         if received:
             raise command.StopRequested(received[0])
     log.info("evaluate again:  python -m pipeline.evaluate %s", shlex.join(arguments))
-    if importlib.util.find_spec("tensorboard"):
-        log.info("see the curves:  tensorboard --logdir %s", shlex.quote(str(run.tensorboard)))
+    log.info("see the curves:  tensorboard --logdir %s", shlex.quote(str(run.tensorboard)))
     return code
 
 
