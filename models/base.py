@@ -67,11 +67,21 @@ class BuiltModel:
         signatures: `tf.function`s with a fixed input signature that return a dict. `evaluate` takes a
             batch and returns per-batch sums (`loss_sum`, ..., `count`). An output named like an input
             is carried to the next batch; a model that carries state has a signature `initial_state`.
+        score: `evaluate` without the model: takes outputs of the signature that predicts from a batch,
+            and the batch's other arrays, by their names, and returns the sums. With it, formats that
+            cannot hold `evaluate` (Keras, quantized LiteRT) are evaluated, too.
+        network: The same as a Keras model whose inputs and outputs are named as a signature's, for the
+            format `keras`. Its variables are among the weights.
+        session_graph: A function whose inputs and outputs give their names to the tensors of the
+            format `meta_graph`; without it, they are those of the input pipeline of `simple_save`.
     """
 
     weights: Mapping[str, tf.Variable]
     loss: Callable[[Tensors, tf.Tensor], tuple[tf.Tensor, Tensors]]
     signatures: Mapping[str, tf.types.experimental.PolymorphicFunction]
+    score: tf.types.experimental.PolymorphicFunction | None = None
+    network: keras.Model | None = None
+    session_graph: tf.types.experimental.PolymorphicFunction | None = None
 
 
 class Model(Protocol):
@@ -132,12 +142,37 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
 
 def classification_sums(logits: tf.Tensor, labels: tf.Tensor) -> Tensors:
-    """Return `loss_sum`, `accuracy_sum` and `count` over all leading dimensions of logits `[..., C]`."""
+    """Return `loss_sum`, `accuracy_sum` and `count` over all leading dimensions of logits `[..., C]`.
+
+    In operations that every runtime has, unlike the fused cross-entropy for training.
+    """
     import tensorflow as tf
 
-    hits = tf.equal(tf.argmax(logits, axis=-1), tf.cast(labels, tf.int64))
+    return _sums(logits, tf.nn.log_softmax(logits), labels)
+
+
+def _sums(scores: tf.Tensor, log_probabilities: tf.Tensor, labels: tf.Tensor) -> Tensors:
+    import tensorflow as tf
+
+    labels = tf.cast(labels, tf.int32)
+    hits = tf.equal(tf.argmax(scores, axis=-1, output_type=tf.int32), labels)
+    right = tf.one_hot(labels, scores.shape[-1]) * log_probabilities
     return {
-        "loss_sum": tf.reduce_sum(cross_entropy(logits, labels)),
+        "loss_sum": -tf.reduce_sum(right),
         "accuracy_sum": tf.reduce_sum(tf.cast(hits, tf.float32)),
         "count": tf.size(hits),
     }
+
+
+def classifier(network: keras.Model) -> keras.Model:
+    """Return a Keras model that classifies as `classify` does, given one that returns logits `[B, C]`."""
+    import keras
+
+    logits = network.outputs[0]
+    outputs = {
+        "logits": logits,
+        "probabilities": keras.layers.Softmax(name="probabilities")(logits),
+        "class_id": keras.ops.cast(keras.ops.argmax(logits, axis=-1), "int64"),
+    }
+    (features,) = network.inputs
+    return keras.Model({features.name: features}, outputs, name=network.name)

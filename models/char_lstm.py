@@ -47,12 +47,12 @@ class CharLSTM:
         return {"tokens": spec, "targets": spec}
 
     def _network(self, vocabulary_size: int) -> Any:
-        """Return the network (tokens `[B, T]`, h, c) -> (logits `[B, T, V]`, h, c)."""
+        """Return the network: tokens `[B, T]`, state_c and state_h -> probabilities `[B, T, V]`, states."""
         import keras
 
         tokens = keras.Input((None,), dtype="int32", name="tokens")
-        state_h = keras.Input((self.units,), name="state_h")
         state_c = keras.Input((self.units,), name="state_c")
+        state_h = keras.Input((self.units,), name="state_h")
         lstm = keras.layers.LSTM(
             self.units, return_sequences=True, return_state=True, use_cudnn=False, name="lstm"
         )
@@ -60,7 +60,12 @@ class CharLSTM:
             keras.ops.one_hot(tokens, vocabulary_size), initial_state=[state_h, state_c]
         )
         logits = keras.layers.Dense(vocabulary_size, name="output")(hidden)
-        return keras.Model([tokens, state_h, state_c], [logits, last_h, last_c], name="char_lstm")
+        probabilities = keras.layers.Softmax(name="probabilities")(logits)
+        return keras.Model(
+            {"tokens": tokens, "state_c": state_c, "state_h": state_h},
+            {"probabilities": probabilities, "state_c": last_c, "state_h": last_h},
+            name="char_lstm",
+        )
 
     def build(self, batch: Mapping[str, tf.TensorSpec], metadata: Mapping[str, Any]) -> BuiltModel:
         """Make the variables, the loss and the signatures.
@@ -71,12 +76,15 @@ class CharLSTM:
 
         vocabulary: str = metadata["vocabulary"]
         network = self._network(len(vocabulary))
+        kernel = network.get_layer("lstm").cell.kernel.value
         state_c_spec = tf.TensorSpec([None, self.units], tf.float32, "state_c")
         state_h_spec = tf.TensorSpec([None, self.units], tf.float32, "state_h")
 
         def run(tokens: tf.Tensor, state_c: tf.Tensor, state_h: tf.Tensor) -> tuple[tf.Tensor, Tensors]:
-            logits, last_h, last_c = network([tf.cast(tokens, tf.int32), state_h, state_c])
-            return logits, {"state_c": last_c, "state_h": last_h}
+            # A one-hot vector times the kernel is a row of the kernel.
+            by_time = tf.gather(kernel, tf.cast(tf.transpose(tokens), tf.int32))
+            logits, state = _run(network, by_time, state_c, state_h)
+            return tf.transpose(logits, [1, 0, 2]), state
 
         def loss(batch: Tensors, seed: tf.Tensor) -> tuple[tf.Tensor, Tensors]:
             return _training_loss(network, batch)
@@ -97,11 +105,22 @@ class CharLSTM:
             tokens: tf.Tensor, targets: tf.Tensor, state_c: tf.Tensor, state_h: tf.Tensor
         ) -> Tensors:
             logits, state = run(tokens, state_c, state_h)
-            sums = classification_sums(logits, targets)
+            return {**_with_bits(classification_sums(logits, targets)), **state}
+
+        @signature(tf.TensorSpec([None, None, len(vocabulary)], name="probabilities"), batch["targets"])
+        def score(probabilities: tf.Tensor, targets: tf.Tensor) -> Tensors:
+            return _with_bits(classification_sums(tf.math.log(probabilities), targets))
+
+        @signature(
+            tf.TensorSpec([None, None, len(vocabulary)], name="x"),
+            tf.TensorSpec([2, None, self.units], name="init_state"),
+        )
+        def session_graph(x: tf.Tensor, init_state: tf.Tensor) -> Tensors:
+            # The order of TF1's LSTMStateTuple: c, h.
+            logits, state = _run(network, tf.tensordot(x, kernel, axes=1), init_state[0], init_state[1])
             return {
-                **sums,
-                "bits_per_character_sum": sums["loss_sum"] / math.log(2),
-                **state,
+                "probabilities": tf.nn.softmax(logits),
+                **{f"current_{name}": value for name, value in state.items()},
             }
 
         return BuiltModel(
@@ -114,7 +133,44 @@ class CharLSTM:
                 "generate": _generate(run, initial_state, vocabulary),
                 "evaluate": evaluate,
             },
+            score=score,
+            network=network,
+            session_graph=session_graph,
         )
+
+
+def _with_bits(sums: Tensors) -> Tensors:
+    return {**sums, "bits_per_character_sum": sums["loss_sum"] / math.log(2)}
+
+
+def _run(
+    network: Any, by_time: tf.Tensor, state_c: tf.Tensor, state_h: tf.Tensor
+) -> tuple[tf.Tensor, Tensors]:
+    """Return the logits `[T, B, V]` and the last state, of inputs times the kernel, `[T, B, 4H]`.
+
+    The values are those of the network's own layers. The outputs are written into a tensor rather than a
+    list of tensors, which LiteRT lacks where the batch size is free.
+    """
+    import tensorflow as tf
+
+    cell, output = network.get_layer("lstm").cell, network.get_layer("output")
+    projected = by_time + cell.bias.value
+    recurrent_kernel = cell.recurrent_kernel.value
+    num_steps = tf.shape(projected)[0]
+    units = recurrent_kernel.shape[0]
+
+    def step(t: tf.Tensor, c: tf.Tensor, h: tf.Tensor, hidden: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        i, f, g, o = tf.split(projected[t] + tf.matmul(h, recurrent_kernel), 4, axis=-1)
+        c = tf.sigmoid(f) * c + tf.sigmoid(i) * tf.tanh(g)
+        h = tf.sigmoid(o) * tf.tanh(c)
+        return t + 1, c, h, tf.tensor_scatter_nd_update(hidden, [[t]], h[tf.newaxis])
+
+    hidden = tf.zeros([num_steps, tf.shape(state_h)[0], units])
+    _, c, h, hidden = tf.while_loop(
+        lambda t, *_: t < num_steps, step, (tf.constant(0), state_c, state_h, hidden)
+    )
+    logits = tf.tensordot(hidden, output.kernel.value, axes=1) + output.bias.value
+    return logits, {"state_c": c, "state_h": h}
 
 
 def _training_loss(network: Any, batch: Tensors) -> tuple[tf.Tensor, Tensors]:

@@ -50,14 +50,17 @@ class DenseRegressor:
         def predict_features(feature: tf.Tensor) -> Tensors:
             return {"output": network(feature)}
 
-        @signature(batch["feature"], batch["target"])
-        def evaluate(feature: tf.Tensor, target: tf.Tensor) -> Tensors:
-            error = network(feature) - target
+        def sums(output: tf.Tensor, target: tf.Tensor) -> Tensors:
+            error = output - target
             return {
-                "loss_sum": tf.nn.l2_loss(error),
+                "loss_sum": tf.reduce_sum(tf.square(error)) / 2,
                 "absolute_error_sum": tf.reduce_sum(tf.abs(error)),
                 "count": tf.size(error),
             }
+
+        @signature(batch["feature"], batch["target"])
+        def evaluate(feature: tf.Tensor, target: tf.Tensor) -> Tensors:
+            return sums(network(feature), target)
 
         return BuiltModel(
             weights=weights_of(network),
@@ -67,4 +70,7 @@ class DenseRegressor:
                 "predict_features": predict_features,
                 "evaluate": evaluate,
             },
+            score=signature(tf.TensorSpec([None, 1], tf.float32, "output"), batch["target"])(sums),
+            network=keras.Model({"feature": network.inputs[0]}, {"output": network.outputs[0]}),
+            session_graph=serving_default,
         )

@@ -9,6 +9,7 @@ from models.base import (
     ArraySpec,
     BuiltModel,
     classification_sums,
+    classifier,
     classify,
     cross_entropy,
     indices,
@@ -46,49 +47,61 @@ class GRUClassifier:
             "labels": indices(self.num_classes),
         }
 
+    def _network(self) -> Any:
+        import keras
+
+        layers = keras.layers
+        return keras.Sequential(
+            [
+                keras.Input((None, self.num_features), name="features"),
+                layers.Bidirectional(
+                    # The portable kernel: the GPU-only one would be baked into the exported graph.
+                    layers.GRU(self.units, return_sequences=True, use_cudnn=False, name="gru"),
+                    name="bidirectional",
+                ),
+                layers.GlobalAveragePooling1D(name="mean_over_time"),
+                layers.Dense(self.num_classes, name="output"),
+            ],
+            name="gru_classifier",
+        )
+
     def build(self, batch: Mapping[str, tf.TensorSpec], metadata: Mapping[str, Any]) -> BuiltModel:
         """Make the variables, the loss and the signatures.
 
         `predict_dataset` batches its features with a `tf.data` pipeline that is part of the graph:
         whoever restores the export restores the input pipeline with it.
         """
-        import keras
         import tensorflow as tf
 
         features_spec = tf.TensorSpec([None, None, self.num_features], tf.float32, "features")
-        network = keras.Sequential(
-            [
-                keras.Input((None, self.num_features), name="features"),
-                keras.layers.Bidirectional(
-                    # The portable kernel: the GPU-only one would be baked into the exported graph.
-                    keras.layers.GRU(self.units, return_sequences=True, use_cudnn=False, name="gru"),
-                    name="bidirectional",
-                ),
-                keras.layers.GlobalAveragePooling1D(name="mean_over_time"),
-                keras.layers.Dense(self.num_classes, name="output"),
-            ],
-            name="gru_classifier",
-        )
+        network = self._network()
+
+        def logits_of(features: tf.Tensor) -> tf.Tensor:
+            output = network.get_layer("output")
+            return tf.matmul(_mean_over_time(network, features), output.kernel.value) + output.bias.value
 
         def loss(batch: Tensors, seed: tf.Tensor) -> tuple[tf.Tensor, Tensors]:
-            logits = network(batch["features"])
-            return tf.reduce_mean(cross_entropy(logits, batch["labels"])), {}
+            return tf.reduce_mean(cross_entropy(logits_of(batch["features"]), batch["labels"])), {}
 
         @signature(features_spec)
         def serving_default(features: tf.Tensor) -> Tensors:
-            return classify(network(features))
+            return classify(logits_of(features))
 
         @signature(features_spec, tf.TensorSpec([], tf.int64, "batch_size"))
         def predict_dataset(features: tf.Tensor, batch_size: tf.Tensor) -> Tensors:
             def append(logits: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-                return tf.concat([logits, network(rows)], axis=0)
+                return tf.concat([logits, logits_of(rows)], axis=0)
 
             batches = tf.data.Dataset.from_tensor_slices(features).batch(batch_size)
             return {"logits": batches.reduce(tf.zeros([0, self.num_classes]), append)}
 
         @signature(batch["features"], batch["labels"])
         def evaluate(features: tf.Tensor, labels: tf.Tensor) -> Tensors:
-            return classification_sums(network(features), labels)
+            return classification_sums(logits_of(features), labels)
+
+        @signature(tf.TensorSpec([None, self.num_classes], tf.float32, "logits"), batch["labels"])
+        def score(logits: tf.Tensor, labels: tf.Tensor) -> Tensors:
+            return classification_sums(logits, labels)
 
         return BuiltModel(
             weights=weights_of(network),
@@ -98,4 +111,45 @@ class GRUClassifier:
                 "predict_dataset": predict_dataset,
                 "evaluate": evaluate,
             },
+            score=score,
+            network=classifier(network),
         )
+
+
+def _mean_over_time(network: Any, features: tf.Tensor) -> tf.Tensor:
+    """Return the mean over time of both directions' outputs, `[B, 2H]`, of features `[B, T, F]`.
+
+    The values are those of the network's own layers. Both directions take a step in one pass of the loop,
+    which adds up the outputs rather than keep them: no list of tensors of unknown size, which LiteRT
+    lacks, and fewer operations.
+    """
+    import tensorflow as tf
+
+    layer = network.get_layer("bidirectional")
+    cells = (layer.forward_layer.cell, layer.backward_layer.cell)
+    recurrent_kernel = tf.stack([cell.recurrent_kernel.value for cell in cells])  # [2, H, 3H]
+    recurrent_bias = tf.stack([cell.bias.value[1] for cell in cells])[:, tf.newaxis]  # [2, 1, 3H]
+    by_time = tf.transpose(features, [1, 0, 2])  # [T, B, F]
+    forward, backward = (
+        tf.tensordot(by_time, cell.kernel.value, axes=1) + cell.bias.value[0] for cell in cells
+    )
+    projected = tf.stack([forward, tf.reverse(backward, [0])], axis=1)  # [T, 2, B, 3H]
+    num_steps = tf.shape(by_time)[0]
+
+    def step(t: tf.Tensor, h: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        of_input = tf.split(projected[t], 3, axis=-1)
+        of_state = tf.split(tf.matmul(h, recurrent_kernel) + recurrent_bias, 3, axis=-1)
+        z = tf.sigmoid(of_input[0] + of_state[0])
+        r = tf.sigmoid(of_input[1] + of_state[1])
+        h = z * h + (1 - z) * tf.tanh(of_input[2] + r * of_state[2])
+        return t + 1, h, total + h
+
+    zeros = tf.zeros([2, tf.shape(features)[0], recurrent_kernel.shape[1]])
+    _, _, total = tf.while_loop(
+        lambda t, *_: t < num_steps,
+        step,
+        (tf.constant(0), zeros, zeros),
+        # XLA needs a bound to differentiate the loop.
+        maximum_iterations=features.shape[1],
+    )
+    return tf.concat([total[0], total[1]], axis=-1) / tf.cast(num_steps, tf.float32)

@@ -9,6 +9,7 @@ from models.base import (
     ArraySpec,
     BuiltModel,
     classification_sums,
+    classifier,
     classify,
     cross_entropy,
     indices,
@@ -95,6 +96,24 @@ class MnistCNN:
         def evaluate(images: tf.Tensor, labels: tf.Tensor) -> Tensors:
             return classification_sums(logits_of(images), labels)
 
+        @signature(tf.TensorSpec([None, self.num_classes], tf.float32, "logits"), batch["labels"])
+        def score(logits: tf.Tensor, labels: tf.Tensor) -> Tensors:
+            return classification_sums(logits, labels)
+
+        @signature(
+            tf.TensorSpec([None, *IMAGE], tf.float32, "images"), tf.TensorSpec([None], tf.int64, "labels")
+        )
+        def session_graph(images: tf.Tensor, labels: tf.Tensor) -> Tensors:
+            logits = logits_of(images)
+            sums = classification_sums(logits, labels)
+            count = tf.cast(sums["count"], tf.float32)
+            return {
+                **classify(logits),
+                **sums,
+                "accuracy_op": sums["accuracy_sum"] / count,
+                "cross_entropy_op": sums["loss_sum"] / count,
+            }
+
         return BuiltModel(
             weights=weights_of(network),
             loss=loss,
@@ -103,4 +122,7 @@ class MnistCNN:
                 "serving_uint8": serving_uint8,
                 "evaluate": evaluate,
             },
+            score=score,
+            network=classifier(network),
+            session_graph=session_graph,
         )

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from pipeline import command, composition, config, runtime
-from pipeline.run import Row, RunDirectory, select_rows
+from pipeline.run import RunDirectory, select_rows
 
 if TYPE_CHECKING:
     from data.base import Dataset
@@ -36,11 +36,7 @@ def main(settings: config.Settings) -> int:
     dataset = config.load(settings.data)
     config.check_batch(settings.model, dataset)
     with command.stop_signals() as received, run.claimed():
-        row = train(settings, dataset, run, received)
-        from pipeline import formats
-
-        for name in settings.export:
-            log.info("exported epoch %d: %s", row.epoch, formats.export(run, name, row.epoch))
+        train_and_export(settings, dataset, run, received)
         arguments = [command.override("run_dir", run.path)]
         code = command.in_fresh_process("pipeline.evaluate", arguments, received)
         if received:
@@ -50,17 +46,18 @@ def main(settings: config.Settings) -> int:
     return code
 
 
-def train(settings: config.Settings, dataset: Dataset, run: RunDirectory, received: Sequence[int]) -> Row:
-    """Train, and return the row of the epoch to export.
+def train_and_export(
+    settings: config.Settings, dataset: Dataset, run: RunDirectory, received: Sequence[int]
+) -> None:
+    """Train, and export the epochs asked for.
 
     Raises:
         StopRequested: A signal was received, and the configuration says to stop at that.
     """
     runtime.start_tensorflow(seed=settings.seed, deterministic=settings.train.deterministic)
-    from pipeline import training
+    from pipeline import exporting, training
 
-    started = time.perf_counter()
-    finished = training.prepare(
+    prepared = training.prepare(
         run,
         settings.model,
         dataset,
@@ -70,14 +67,19 @@ def train(settings: config.Settings, dataset: Dataset, run: RunDirectory, receiv
         use_xla=settings.train.compile == "xla",
         config=settings.resolved,
         stopped=lambda: bool(received),
-    ).fit()
+    )
+    exporting.rehearse(run, settings.export, dataset)
+    started = time.perf_counter()
+    finished = prepared.fit()
     rows = run.read_rows()
     seconds = time.perf_counter() - started
     log.info("trained %d epochs in %.1f s: %s", rows[-1].epoch, seconds, run.path)
     if received and settings.train.on_interrupt == "stop":
         raise command.StopRequested(received[0])
-    (row,) = select_rows(rows, settings.epoch if finished else "last")
-    return row
+    chosen = select_rows(rows, settings.epoch if finished else "last", settings.resolved["best"])
+    for row in chosen:
+        prepared.record_answers(row.epoch)
+    exporting.export(run, chosen, settings.export, dataset)
 
 
 if __name__ == "__main__":

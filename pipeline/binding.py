@@ -176,3 +176,8 @@ def unknown(key: str, value: Any, known: Iterable[Any], *, what: str = "choice")
     if what == "key":
         return f"{key} is not a key. Known here: {listed}.{meant}"
     return f"{key} must be one of {listed}. Received: {value}.{meant}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its type if it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -7,37 +7,79 @@ first step, which any epoch's variables bring to life again without the model's 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from pipeline.binding import ConfigError
-from pipeline.evaluation import Signature
-from pipeline.run import staged, sync
+from pipeline.binding import ConfigError, first_line
+from pipeline.evaluation import Signature, Spec
+from pipeline.run import staged, sync, write_text
 
 if TYPE_CHECKING:
     from models.base import BuiltModel
 
+NETWORK = "network.json"
 INDEX, DATA = ".index", ".data-00000-of-00001"
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A SavedModel's signatures, and its variables by path."""
+    """A SavedModel's functions, and its variables by path.
+
+    Attributes:
+        signatures: The signatures by name; each `call` is a concrete function.
+        weights: The variables.
+        score: See `models.base.BuiltModel`.
+        session_graph: See there.
+    """
 
     signatures: Mapping[str, Signature]
     weights: Mapping[str, tf.Variable]
+    score: Signature | None = None
+    session_graph: Signature | None = None
+
+
+def signature_of(function: Any) -> Signature:
+    """Wrap a concrete function, as `get_concrete_function` or a loaded SavedModel gives it."""
+    positional, by_name = function.structured_input_signature
+    inputs = {**{spec.name: spec for spec in positional}, **by_name}
+    return Signature(
+        {name: spec_of(tensor) for name, tensor in inputs.items()},
+        {name: spec_of(tensor) for name, tensor in function.structured_outputs.items()},
+        function,
+    )
+
+
+def spec_of(tensor: Any) -> Spec:
+    """Return the spec of a tensor, or of a TensorFlow one."""
+    shape = None if tensor.shape.rank is None else tuple(tensor.shape.as_list())
+    return Spec("string" if tensor.dtype == tf.string else tensor.dtype.name, shape)
 
 
 def write_graph(path: Path, built: BuiltModel) -> None:
-    """Write the signatures of a model, with its present variables, as a SavedModel."""
+    """Write the signatures of a model, with its present variables, as a SavedModel.
+
+    Where the model has a Keras network, its description is written beside it, as `network.json`.
+    """
     module = tf.Module()
     module.weights = dict(built.weights)
+    if built.score is not None:
+        module.score = built.score
+    if built.session_graph is not None:
+        module.session_graph = built.session_graph
+    if built.network is not None:
+        names = {id(variable): name for name, variable in built.weights.items()}
+        description = {
+            "network": json.loads(built.network.to_json()),
+            "weights": [names[id(variable.value)] for variable in built.network.weights],
+        }
+        write_text(path.with_name(NETWORK), json.dumps(description, indent=2) + "\n")
     with staged(path) as staging:
         tf.saved_model.save(module, str(staging), signatures=dict(built.signatures))
 
@@ -53,11 +95,13 @@ def open_graph(path: Path) -> Graph:
         weights = dict(loaded.weights)
     except Exception as error:  # The loader raises whatever the damaged bytes lead it into.
         raise ConfigError(
-            [f"{path} must be a whole SavedModel. Loading it failed: {_first_line(error)}"]
+            [f"{path} must be a whole SavedModel. Loading it failed: {first_line(error)}"]
         ) from error
+    functions = [getattr(loaded, name, None) for name in ("score", "session_graph")]
     return Graph(
-        {name: Signature.of_function(function) for name, function in loaded.signatures.items()},
+        {name: signature_of(function) for name, function in loaded.signatures.items()},
         weights,
+        *(function and signature_of(function.concrete_functions[0]) for function in functions),
     )
 
 
@@ -96,7 +140,7 @@ def restore(prefix: Path, weights: Mapping[str, tf.Variable]) -> None:
         shapes = reader.get_variable_to_shape_map()
     except Exception as error:  # As above.
         raise ConfigError(
-            [f"{prefix} must be a whole checkpoint. Opening it failed: {_first_line(error)}"]
+            [f"{prefix} must be a whole checkpoint. Opening it failed: {first_line(error)}"]
         ) from error
     problems = []
     for name, variable in weights.items():
@@ -112,7 +156,7 @@ def restore(prefix: Path, weights: Mapping[str, tf.Variable]) -> None:
         try:
             variable.assign(reader.get_tensor(key))
         except Exception as error:  # As above.
-            problems.append(f"{prefix} is damaged at {name!r}: {_first_line(error)}")
+            problems.append(f"{prefix} is damaged at {name!r}: {first_line(error)}")
     if problems:
         raise ConfigError(problems)
 
@@ -120,7 +164,3 @@ def restore(prefix: Path, weights: Mapping[str, tf.Variable]) -> None:
 def variable_key(group: str, path: str) -> str:
     """Return the key under which `tf.train.Checkpoint` stores a variable of a dictionary."""
     return f"{group}/{path.replace('.', '..').replace('/', '.S')}/.ATTRIBUTES/VARIABLE_VALUE"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -57,8 +57,8 @@ def run(task: Callable[[Any], int], *, config_name: str, check: Callable[[DictCo
             with the `hydra` section. Raises `ConfigError`.
     """
     arguments = get_args_parser().parse_args()
-    # For configuration files: the names of a section's entries, such as the chosen export formats.
-    OmegaConf.register_new_resolver("names", "+".join, replace=True)
+    # For configuration files: the names of the entries that are true, such as the chosen export formats.
+    OmegaConf.register_new_resolver("names", _names, replace=True)
     code = DONE
     try:
         if any(getattr(arguments, flag) for flag in HYDRA_FLAGS):
@@ -80,6 +80,11 @@ def run(task: Callable[[Any], int], *, config_name: str, check: Callable[[DictCo
     except Exception as error:
         _exit(FAILED, [f"{type(error).__name__}: {error}"], error)
     sys.exit(code)
+
+
+def _names(entries: Mapping[str, bool]) -> str:
+    chosen = [str(name) for name, wanted in entries.items() if wanted is True]
+    return "+".join(chosen) if len(chosen) < 4 else f"{len(chosen)}-formats"
 
 
 def _run_job_or_sweep(

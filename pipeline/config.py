@@ -6,6 +6,7 @@ of the other sections is here. All problems are found before any is reported.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,7 +19,19 @@ if TYPE_CHECKING:
     from data.base import Dataset, Source
     from models.base import ArraySpec, Model
 
-FORMATS = ("saved_model", "checkpoint")
+FORMATS = ("saved_model", "checkpoint", "meta_graph", "simple_save", "keras", "tflite", "onnx")
+"""Every export format, in the order in which they are written."""
+
+EXTRAS = {
+    "tflite": ("ai_edge_litert",),
+    "onnx": ("tf2onnx", "onnx", "onnxruntime"),
+}
+"""What a format needs besides the core, by the name of the format and of the extra that brings it."""
+
+MANY_EPOCHS = ("checkpoint", "meta_graph")
+"""Formats whose exports hold any number of epochs."""
+
+EPOCHS = "all, best, last, a number, or a list such as [1,3]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +53,55 @@ class Train:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verify:
-    """The section `verify`: how far a restored metric may be from the logged one.
+class Export:
+    """The section `export`.
 
-    A metric matches if |restored - logged| <= abs_tolerance + rel_tolerance x |logged|.
+    Attributes:
+        formats: Whether to write each format.
+        quantization: What LiteRT's weights are stored as; `none` is float32, `int8` concerns the
+            activations, too.
+        opset: The version of ONNX's operator set.
     """
 
-    abs_tolerance: Annotated[float, ">= 0"]
-    rel_tolerance: Annotated[float, ">= 0"]
+    formats: dict[str, bool]
+    quantization: Literal["none", "float16", "int8"] = "none"
+    opset: Annotated[int, ">= 13"] = 18
+
+    @property
+    def chosen(self) -> list[str]:
+        """The formats to write, in the order in which they are written."""
+        return [name for name in FORMATS if self.formats.get(name)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The section `best`: what makes an epoch the best.
+
+    Attributes:
+        metric: A metric of the test split, such as `loss`.
+        direction: Whether the best has the smallest or the largest value.
+    """
+
+    metric: str
+    direction: Literal["minimize", "maximize"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """The section `verify`: how far what is restored may be from what was logged.
+
+    A value matches if |restored - logged| <= abs_tolerance + rel_tolerance x |logged|. Where neither is
+    given, they are 0 for a format that keeps the bits, and 1e-5 relative for a converted one.
+
+    Attributes:
+        abs_tolerance: Absolute tolerance.
+        rel_tolerance: Relative tolerance.
+        quantized_tolerance: How far a metric of a quantized export may be from the logged one.
+    """
+
+    abs_tolerance: Annotated[float, ">= 0"] | None
+    rel_tolerance: Annotated[float, ">= 0"] | None
+    quantized_tolerance: Annotated[float, ">= 0"] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,33 +112,36 @@ class Settings:
         model: The model, constructed.
         data: The data source, constructed.
         optimizer: The optimizer's configuration, constructed.
-        export: Options of each format to export.
+        export: See `Export`.
         train: See `Train`.
         verify: See `Verify`.
+        best: See `Best`.
         seed: Seeds the initial weights and the order of the examples.
-        epoch: The epoch to export: `last`, `best`, or a number.
+        epoch: The epochs to export: `last`, `best`, `all`, a number, or a list of numbers.
         resolved: The configuration as plain JSON values, paths made absolute.
     """
 
     model: Model
     data: Source
     optimizer: Any
-    export: Mapping[str, Mapping[str, Any]]
+    export: Export
     train: Train
     verify: Verify
+    best: Best
     seed: int
-    epoch: int | str
+    epoch: Any
     resolved: Mapping[str, Any]
 
 
 # What the configuration's top level may hold besides the three components.
 @dataclass(frozen=True, kw_only=True)
 class _Sections:
-    export: dict[str, Any]
+    export: Export
     train: Train
     verify: Verify
+    best: Best
     seed: Annotated[int, ">= 0", f"<= {2**31 - 1}"]
-    epoch: int | str
+    epoch: Any
 
 
 def check(values: Mapping[str, Any]) -> Settings:
@@ -102,13 +159,10 @@ def check(values: Mapping[str, Any]) -> Settings:
     }
     sections = {key: value for key, value in values.items() if key not in components}
     bound = bind(_Sections, sections, "", problems)
-    formats = bound.get("export") or {}
-    for name, options in formats.items():
-        if name not in FORMATS:
-            problems.append(unknown("export", name, FORMATS))
-        problems += [unknown(f"export.{name}.{key}", key, (), what="key") for key in options or {}]
-    if not problems:
-        problems += _conflicts(bound["train"], bound["epoch"])
+    if bound.get("export") and bound.get("verify"):
+        problems += check_export(bound["export"], bound["verify"])
+    if bound.get("train") and bound.get("export"):
+        problems += _epoch_problems(bound["epoch"], bound["train"].epochs, bound["export"])
     if problems:
         raise ConfigError(problems)
     return Settings(
@@ -121,11 +175,46 @@ def check(values: Mapping[str, Any]) -> Settings:
     )
 
 
-def _conflicts(train: Train, epoch: int | str) -> Iterable[str]:
-    """Check what concerns several sections at once."""
-    known = 0 <= epoch <= train.epochs if isinstance(epoch, int) else epoch in ("last", "best")
-    if not known:
-        yield (f"epoch must be last, best, or of 0 to train.epochs ({train.epochs}). Received: {epoch}.")
+def check_export(export: Export, verify: Verify) -> Iterable[str]:
+    """Yield what is wrong with the formats chosen, packages that they need included."""
+    for name, wanted in export.formats.items():
+        if name not in FORMATS:
+            yield unknown("export", name, FORMATS)
+        if not isinstance(wanted, bool):
+            yield f"export.formats.{name} must be true or false. Received: {wanted!r}."
+    if not export.chosen:
+        yield f"export.formats must have at least one of {', '.join(FORMATS)}. Received: none."
+    for name in export.chosen:
+        missing = [module for module in EXTRAS.get(name, ()) if importlib.util.find_spec(module) is None]
+        if missing:
+            yield (
+                f"export={name} needs {', '.join(missing)}. Not installed. "
+                f"Install the extra: pip install 'roundtrip[{name}]'."
+            )
+    if export.quantization != "none" and verify.quantized_tolerance is None:
+        yield (
+            f"export.quantization={export.quantization} changes the metrics. Say by how much they may "
+            "differ: verify.quantized_tolerance=0.01, for example."
+        )
+
+
+def holds_one_epoch(export: Export) -> list[str]:
+    """Return the chosen formats whose exports hold one epoch."""
+    return [name for name in export.chosen if name not in MANY_EPOCHS]
+
+
+def _epoch_problems(epoch: Any, num_epochs: int, export: Export) -> Iterable[str]:
+    numbers = epoch if isinstance(epoch, list) else [epoch]
+    numbers = [number for number in numbers if number not in ("all", "best", "last")]
+    if epoch == [] or any(type(number) is not int or not 0 <= number <= num_epochs for number in numbers):
+        yield (
+            f"epoch must be {EPOCHS}, of 0 to train.epochs ({num_epochs}). Received: {epoch}."
+        )
+    elif (epoch == "all" or isinstance(epoch, list)) and holds_one_epoch(export):
+        yield (
+            f"epoch={epoch} needs a format that holds many epochs: {', '.join(MANY_EPOCHS)}. "
+            f"Received: {', '.join(holds_one_epoch(export))}."
+        )
 
 
 def load(source: Source) -> Dataset:

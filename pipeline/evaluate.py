@@ -51,7 +51,7 @@ class Request:
 class _Sections:
     run_dir: Path
     epochs: Any
-    format: str | None
+    format: Any
     verify: dict[str, Any]
     data: dict[str, Any]
 
@@ -72,12 +72,15 @@ def check(cfg: DictConfig) -> Request:
     recorded = facts["config"]
     log = run.read_rows()
     exports = {name: path for name in config.FORMATS if (path := run.newest_export(name))}
+    wanted = values.format if isinstance(values.format, list) else [values.format]
     if values.format is not None:
-        written = sorted({"checkpoint", *exports})
-        if values.format not in written:
-            raise ConfigError([binding.unknown("format", values.format, written)])
-        exports = {name: path for name, path in exports.items() if name == values.format}
-    rows = select_rows(log, values.epochs) if values.format in (None, "checkpoint") else []
+        written = ["checkpoint", *(name for name in exports if name != "checkpoint")]
+        if unwritten := [name for name in wanted if name not in written]:
+            raise ConfigError([binding.unknown("format", ", ".join(map(str, unwritten)), written)])
+        exports = {name: path for name, path in exports.items() if name in wanted}
+    rows = []
+    if values.format is None or "checkpoint" in wanted:
+        rows = select_rows(log, values.epochs, recorded["best"])
     given = {key: value for key, value in values.verify.items() if value is not None}
     tolerance = binding.bind(Verify, {**recorded["verify"], **given}, "verify.", problems)
     source, _ = binding.construct({**recorded["data"], **values.data}, "data", problems)
@@ -103,20 +106,20 @@ def evaluate(request: Request) -> int:
             ]
         )
     runtime.start_tensorflow(seed=facts["seed"], deterministic=facts["config"]["train"]["deterministic"])
-    from pipeline import verification
+    from pipeline import receipts, report, verification
 
     epochs = verification.verify_checkpoints(run, request.rows, dataset, request.tolerance)
-    exports = [
-        verification.verify_export(run, name, directory, request.log, dataset, request.tolerance)
-        for name, directory in request.exports.items()
-    ]
-    receipt = verification.write_receipts(run, len(request.log), epochs, exports)
+    exports = verification.verify_exports(run, request.exports, request.log, dataset, request.tolerance)
+    receipt = receipts.write(run, len(request.log), epochs, exports)
+    report.write(run)
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-    print(verification.table(epochs, exports, columns=columns))
+    print(receipts.metrics_table(epochs, exports, columns=columns))
+    if parity := receipts.parity_table(exports, columns=columns):
+        print(parity)
     restored = [*epochs, *exports]
     for complaint in (complaint for verified in restored for complaint in verified.complaints()):
         print(complaint)
-    print(f"verdict: {receipt['verdict']}    receipt: {run.verification}", flush=True)
+    print(f"verdict: {receipt['verdict']}    receipt: {run.verification}    page: {run.report}", flush=True)
     if problems := [problem for verified in restored for problem in verified.problems]:
         raise ConfigError(problems)
     return command.DONE if all(verified.match for verified in restored) else command.MISMATCH

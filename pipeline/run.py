@@ -2,9 +2,10 @@
 
 run.json         what was run: configuration, versions, device, data, sizes
 metrics.jsonl    the log, a line per epoch
-checkpoints/     graph/ and epoch-0000, epoch-0001, ...
+checkpoints/     graph/ and epoch-0000, epoch-0001, ...; requests, and answers of exported epochs
 export/          <format>/<version>/
 verification.json  the receipt
+report.html      all of it as a page
 tensorboard/     event files
 """
 
@@ -21,14 +22,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.binding import ConfigError
+from pipeline.binding import ConfigError, unknown
 
 Metrics = dict[str, float]
 
 WRITTEN = ("checkpoints", "export", "metrics.jsonl", "run.json")
 """What shows that a run was in a directory."""
 
-REQUIRED_FACTS = ("seed", "data.fingerprint", "config.data", "config.verify", "config.train.deterministic")
+REQUIRED_FACTS = (
+    "seed",
+    "data.fingerprint",
+    "config.data",
+    "config.verify",
+    "config.best.metric",
+    "config.best.direction",
+    "config.train.deterministic",
+)
 """What of `run.json` is needed to evaluate the run again."""
 
 PATTERN_CHARACTERS = frozenset("*?[\\")
@@ -74,6 +83,20 @@ class RunDirectory:
     def verification(self) -> Path:
         """The receipt."""
         return self.path / "verification.json"
+
+    @property
+    def report(self) -> Path:
+        """The page that shows all of it."""
+        return self.path / "report.html"
+
+    @property
+    def requests(self) -> Path:
+        """Example inputs for every signature, to which answers are recorded."""
+        return self.path / "checkpoints" / "requests.npz"
+
+    def answers(self, epoch: int) -> Path:
+        """Return the path of what the trained model answered after an epoch."""
+        return self.path / "checkpoints" / f"answers-{epoch:04d}.npz"
 
     def check_unused(self) -> None:
         """Check that no run has been here, and that TensorFlow can write here.
@@ -230,12 +253,13 @@ def _taken(path: Path) -> str:
     )
 
 
-def select_rows(rows: Sequence[Row], epochs: Any) -> list[Row]:
+def select_rows(rows: Sequence[Row], epochs: Any, best: Mapping[str, Any]) -> list[Row]:
     """Return the rows of some epochs.
 
     Args:
         rows: The log: at least one row, that of epoch e at position e.
-        epochs: `all`, `last`, `best` (lowest test loss), an epoch, or a list of epochs.
+        epochs: `all`, `last`, `best`, an epoch, or a list of epochs.
+        best: The `metric` and the `direction` that make an epoch the best; of equals, the first.
 
     Raises:
         ConfigError: An epoch is not in the log, or `epochs` is none of these.
@@ -245,7 +269,10 @@ def select_rows(rows: Sequence[Row], epochs: Any) -> list[Row]:
     if epochs == "last":
         return [rows[-1]]
     if epochs == "best":
-        return [min(rows, key=lambda row: row.test["loss"])]
+        metric, sign = best["metric"], -1 if best["direction"] == "maximize" else 1
+        if metric not in rows[0].test:
+            raise ConfigError([unknown("best.metric", metric, rows[0].test)])
+        return [min(rows, key=lambda row: sign * row.test[metric])]
     wanted = list(epochs) if isinstance(epochs, list | tuple) else [epochs]
     missing = [epoch for epoch in wanted if type(epoch) is not int or not 0 <= epoch < len(rows)]
     if missing or not wanted:

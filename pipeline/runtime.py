@@ -27,7 +27,7 @@ def start_tensorflow(*, seed: int, deterministic: bool) -> None:
         deterministic: Whether the same operations on the same values must give the same bits.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with _held_back_stderr():
+    with held_back_stderr():
         import tensorflow as tf
 
         if deterministic:
@@ -39,8 +39,11 @@ def start_tensorflow(*, seed: int, deterministic: bool) -> None:
 
 
 @contextlib.contextmanager
-def _held_back_stderr() -> Iterator[None]:
-    """Send the standard error of this process and its libraries to a file; show it on an exception."""
+def held_back_stderr(*, show_on_error: bool = True) -> Iterator[None]:
+    """Send the standard error of this process and its libraries to a file; show it on an exception.
+
+    Without `show_on_error` it is dropped then, too: the exception says enough.
+    """
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as held:
@@ -48,8 +51,9 @@ def _held_back_stderr() -> Iterator[None]:
         try:
             yield
         except BaseException:
-            held.seek(0)
-            os.write(kept, held.read())
+            if show_on_error:
+                held.seek(0)
+                os.write(kept, held.read())
             raise
         finally:
             os.dup2(kept, 2)

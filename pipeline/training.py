@@ -15,8 +15,8 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from pipeline import checkpoints, runtime
-from pipeline.binding import ConfigError
+from pipeline import checkpoints, parity, runtime
+from pipeline.binding import ConfigError, unknown
 from pipeline.evaluation import Signature, evaluate, initial_state
 from pipeline.events import EventWriter
 from pipeline.run import Row, RunDirectory
@@ -143,6 +143,12 @@ class Training:
                 bar.set_postfix({name: f"{value:.4g}" for name, value in metrics.items()})
         return True
 
+    def record_answers(self, epoch: int) -> None:
+        """Write what the model answers to the run's requests with the variables of an epoch."""
+        checkpoints.restore(self.run.checkpoint(epoch), self.built.weights)
+        requests = parity.read(self.run.requests)
+        parity.write(self.run.answers(epoch), parity.answer(self.signatures, requests))
+
     def compile(self) -> Compiled:
         """Compile the training loop over the training split."""
         return compile_steps(
@@ -263,14 +269,19 @@ def prepare(
     """
     built = model.build(batch_specs(dataset), dataset.metadata)
     signatures = {
-        name: Signature.of_function(function.get_concrete_function())
+        name: checkpoints.signature_of(function.get_concrete_function())
         for name, function in built.signatures.items()
     }
     _check_signatures(signatures, set(dataset.train))
+    metric = config["best"]["metric"]
+    metrics = [name.removesuffix("_sum") for name in signatures["evaluate"].outputs if name.endswith("_sum")]
+    if metric not in metrics:
+        raise ConfigError([unknown("best.metric", metric, metrics)])
     num_steps = dataset.num_train // dataset.batch_size * epochs
     keras_optimizer = optimizer.build(num_steps)
     keras_optimizer.build([variable for variable in built.weights.values() if variable.trainable])
     checkpoints.write_graph(run.graph, built)
+    parity.write(run.requests, parity.example_requests(signatures, dataset.test))
     run.write_facts(
         {
             "seed": seed,

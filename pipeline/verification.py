@@ -1,28 +1,48 @@
-"""Verification: what was restored, evaluated and held against the log, and the receipt of it."""
+"""Verification: what was written is restored, evaluated and held against the log."""
 
 from __future__ import annotations
 
-import json
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from pipeline import checkpoints, formats
+from pipeline import checkpoints, formats, parity
 from pipeline.binding import ConfigError
 from pipeline.config import Verify
 from pipeline.evaluation import Signature, evaluate
-from pipeline.run import Metrics, Row, RunDirectory, write_text
+from pipeline.formats.base import Manifest
+from pipeline.parity import Parity
+from pipeline.run import Metrics, Row, RunDirectory
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from data.base import Dataset
 
-MAX_TABLE_ROWS = 24
-"""Rows of a table beyond which matching ones in the middle are left out."""
+CONVERTED_TOLERANCE = 1e-5
+"""Relative tolerance of a format that a converter has written."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """|restored - logged| <= absolute + relative x |logged|."""
+
+    absolute: float = 0.0
+    relative: float = 0.0
+
+    def of(self, logged: float) -> float:
+        """Return the largest difference from a value that is accepted."""
+        return self.absolute + self.relative * abs(logged)
+
+
+def tolerance_of(verify: Verify, *, exact: bool) -> Tolerance:
+    """Return the tolerance that was given, or else that of a format."""
+    if verify.abs_tolerance is None and verify.rel_tolerance is None:
+        return Tolerance() if exact else Tolerance(relative=CONVERTED_TOLERANCE)
+    return Tolerance(verify.abs_tolerance or 0.0, verify.rel_tolerance or 0.0)
 
 
 @dataclass(frozen=True)
@@ -63,41 +83,72 @@ class Verified:
         format: Name of the artifact's format.
         artifact: Its path relative to the run directory.
         metrics: Comparisons by the metric's name, such as `loss`.
-        problems: Why it could not be restored; then there are no metrics.
+        signatures: Of an export, the answers of its signatures to the recorded requests.
+        left_out: Of an export, the signatures that its format cannot hold, each with the reason.
+        size_bytes: Of an export, the size of all its files.
+        load_secs: Of an export, the time to open it.
+        problems: Why it could not be restored; then there is nothing else.
     """
 
     epoch: int
     format: str
     artifact: str
-    metrics: Mapping[str, Comparison]
+    metrics: Mapping[str, Comparison] = field(default_factory=dict)
+    signatures: Mapping[str, Parity] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    size_bytes: int | None = None
+    load_secs: float | None = None
     problems: Sequence[str] = ()
 
     @property
     def match(self) -> bool:
-        """Whether it was restored, and every metric matches."""
-        return bool(self.metrics) and all(comparison.match for comparison in self.metrics.values())
+        """Whether it was restored, and every metric and every answer matches."""
+        good = all(comparison.match for comparison in self.metrics.values())
+        return bool(self.metrics) and good and all(parity.match for parity in self.signatures.values())
 
     def as_json(self) -> dict[str, Any]:
         """Return what the receipt says of it."""
-        return {
+        row: dict[str, Any] = {
             "epoch": self.epoch,
             "format": self.format,
             "artifact": self.artifact,
             "metrics": {f"test/{name}": c.as_json() for name, c in self.metrics.items()},
-            **({"problems": list(self.problems)} if self.problems else {}),
         }
+        if self.size_bytes is not None:
+            row["signatures"] = {
+                name: {
+                    "max_abs_error": _json_number(found.max_abs_error),
+                    "argmax_flips": found.argmax_flips,
+                    "match": found.match,
+                    "latency_ms": {str(size): value for size, value in found.latency_ms.items()},
+                }
+                for name, found in self.signatures.items()
+            }
+            row["left_out"] = dict(self.left_out)
+            row["size_bytes"] = self.size_bytes
+            row["load_secs"] = self.load_secs
+        if self.problems:
+            row["problems"] = list(self.problems)
+        return row
 
     def complaints(self) -> list[str]:
-        """Return a sentence for each metric that does not match."""
-        return [
-            f"{self.artifact}, epoch {self.epoch}: test/{name} must be {c.logged!r} as logged. "
+        """Return a sentence for each metric and each signature that does not match."""
+        where = f"{self.artifact}, epoch {self.epoch}"
+        metrics = [
+            f"{where}: test/{name} must be {c.logged!r} as logged. "
             f"Restored: {c.restored!r}, {c.difference:+.3g} (tolerance {c.tolerance:g})."
             for name, c in self.metrics.items()
             if not c.match
         ]
+        return metrics + [
+            f"{where}: {name} must answer as the trained model did. "
+            f"Largest difference: {found.max_abs_error:.3g}, argmax flips: {found.argmax_flips}."
+            for name, found in self.signatures.items()
+            if not found.match
+        ]
 
 
-def compare(row: Row, restored: Metrics, tolerance: Verify, *, format: str, artifact: str) -> Verified:
+def compare(row: Row, restored: Metrics, tolerance: Tolerance) -> dict[str, Comparison]:
     """Hold restored metrics against a row of the log.
 
     Raises:
@@ -110,179 +161,120 @@ def compare(row: Row, restored: Metrics, tolerance: Verify, *, format: str, arti
                 f"Received: {sorted(row.test)}."
             ]
         )
-    comparisons = {
-        name: Comparison(
-            logged, restored[name], tolerance.abs_tolerance + tolerance.rel_tolerance * abs(logged)
-        )
-        for name, logged in row.test.items()
+    return {
+        name: Comparison(logged, restored[name], tolerance.of(logged)) for name, logged in row.test.items()
     }
-    return Verified(row.epoch, format, artifact, comparisons)
 
 
 def verify_checkpoints(
-    run: RunDirectory, rows: Sequence[Row], dataset: Dataset, tolerance: Verify
+    run: RunDirectory, rows: Sequence[Row], dataset: Dataset, verify: Verify
 ) -> list[Verified]:
     """Restore the checkpoint of each row into the run's graph, evaluate it, and compare."""
     if not rows:
         return []
+    tolerance = tolerance_of(verify, exact=True)
     opened: checkpoints.Graph | ConfigError
     try:
         opened = checkpoints.open_graph(run.graph)
     except ConfigError as error:
         opened = error
 
-    def metrics(row: Row) -> Metrics:
+    def restored(row: Row) -> Verified:
         if isinstance(opened, ConfigError):
             raise opened
         checkpoints.restore(run.path / row.checkpoint, opened.weights)
-        return _evaluate(opened.signatures, dataset)
+        metrics = compare(row, _evaluate(opened.signatures, dataset), tolerance)
+        return Verified(row.epoch, "checkpoint", row.checkpoint, metrics)
 
     return [
-        _verified(row, metrics, tolerance, format="checkpoint", artifact=row.checkpoint)
+        _verified(row.epoch, "checkpoint", row.checkpoint, lambda row=row: restored(row))
         for row in tqdm(rows, desc="restore and evaluate", unit="epoch", disable=None)
     ]
 
 
-def verify_export(
+def verify_exports(
     run: RunDirectory,
-    format: str,
-    directory: Path,
+    exports: Mapping[str, Path],
     log: Sequence[Row],
     dataset: Dataset,
-    tolerance: Verify,
-) -> Verified:
-    """Open an export, evaluate it, and compare it with its epoch's row.
+    verify: Verify,
+) -> list[Verified]:
+    """Open each export, evaluate each epoch it holds, and compare metrics and answers.
 
     Raises:
-        ConfigError: The export does not say which epoch it holds, or the log lacks that epoch.
+        ConfigError: An export does not say which epochs it holds, or the log lacks one.
     """
-    epoch = formats.exported_epoch(format, directory)
-    if not 0 <= epoch < len(log):
-        raise ConfigError([f"{directory} holds epoch {epoch}, which the log does not have."])
+    held = []
+    for format, directory in exports.items():
+        manifest = formats.manifest(format, directory)
+        for epoch in manifest.epochs:
+            if not 0 <= epoch < len(log):
+                raise ConfigError([f"{directory} holds epoch {epoch}, which the log does not have."])
+            held.append((manifest, directory, epoch))
+    found = []
+    for manifest, directory, epoch in tqdm(held, desc="restore exports", unit="export", disable=None):
+        artifact = str(directory.relative_to(run.path))
 
-    def metrics(row: Row) -> Metrics:
-        return _evaluate(formats.load(format).open(directory), dataset)
+        def restored() -> Verified:
+            return _verify_export(run, manifest, directory, log[epoch], dataset, verify)  # noqa: B023
 
-    artifact = str(directory.relative_to(run.path))
-    return _verified(log[epoch], metrics, tolerance, format=format, artifact=artifact)
+        found.append(_verified(epoch, manifest.format, artifact, restored))
+    return found
 
 
-def _verified(
-    row: Row, metrics: Callable[[Row], Metrics], tolerance: Verify, *, format: str, artifact: str
+def _verify_export(
+    run: RunDirectory, manifest: Manifest, directory: Path, row: Row, dataset: Dataset, verify: Verify
 ) -> Verified:
-    """Hold what `metrics` restores against a row; where it cannot, the problems are the result."""
+    format = formats.load(manifest.format)
+    tolerance = tolerance_of(verify, exact=format.TRAITS.exact)
+    of_answers = tolerance
+    if manifest.quantization != "none":
+        # Its answers differ by design; how much is reported, and the metrics decide.
+        tolerance, of_answers = Tolerance(verify.quantized_tolerance or 0.0), Tolerance(math.inf)
+    started = time.perf_counter()
+    held = format.open(directory, row.epoch)
+    load_secs = time.perf_counter() - started
+    signatures = held
+    if "evaluate" not in held:
+        signatures = formats.evaluable(manifest.format, held, checkpoints.open_graph(run.graph))
+    requests, answers = parity.read(run.requests), parity.read(run.answers(row.epoch))
+    if missing := set(manifest.signatures) - set(held):
+        raise ConfigError([f"{directory} must hold {', '.join(sorted(missing))}. Held: {sorted(held)}."])
+    return Verified(
+        row.epoch,
+        manifest.format,
+        str(directory.relative_to(run.path)),
+        metrics=compare(row, _evaluate(signatures, dataset), tolerance),
+        signatures={
+            name: parity.compare(
+                held[name],
+                requests[name],
+                answers[name],
+                abs_tolerance=of_answers.absolute,
+                rel_tolerance=of_answers.relative,
+                latency=row.epoch == manifest.epochs[-1],
+            )
+            for name in manifest.signatures
+            if name in answers
+        },
+        left_out=manifest.left_out,
+        size_bytes=sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()),
+        load_secs=load_secs,
+    )
+
+
+def _verified(epoch: int, format: str, artifact: str, restored: Callable[[], Verified]) -> Verified:
+    """Return what was restored; where that fails, the problems are the result."""
     try:
-        return compare(row, metrics(row), tolerance, format=format, artifact=artifact)
+        return restored()
     except ConfigError as error:
-        return Verified(row.epoch, format, artifact, {}, error.problems)
+        return Verified(epoch, format, artifact, problems=error.problems)
 
 
 def _evaluate(signatures: Mapping[str, Signature], dataset: Dataset) -> Metrics:
     return evaluate(signatures, dataset.test, batch_size=dataset.batch_size)
 
 
-def write_receipts(
-    run: RunDirectory, num_epochs: int, epochs: Sequence[Verified], exports: Sequence[Verified]
-) -> dict[str, Any]:
-    """Write the run's receipt, and each export's into the export; return the run's.
-
-    What an earlier verification found of other epochs and exports that are still there stays in the run's
-    receipt: to verify one epoch again proves nothing of the rest, for better or worse.
-
-    Args:
-        run: The run.
-        num_epochs: Number of rows of its log.
-        epochs: What was found of checkpoints.
-        exports: What was found of exports.
-    """
-    rows, receipts = _read_receipt(run, num_epochs)
-    for verified in epochs:
-        rows[verified.epoch] = verified.as_json()
-    for verified in exports:
-        receipt = _receipt(verified.format, verified.artifact, [verified.as_json()], [])
-        receipts[verified.artifact] = receipt
-        facts = run.path / verified.artifact / formats.load(verified.format).FACTS
-        write_text(facts / formats.RECEIPT, _dump(receipt))
-    latest = list(receipts.values())[-1] if receipts else {"format": "checkpoint", "artifact": "checkpoints"}
-    all_rows = [rows[epoch] for epoch in sorted(rows)]
-    receipt = _receipt(latest["format"], latest["artifact"], all_rows, list(receipts.values()))
-    write_text(run.verification, _dump(receipt))
-    return receipt
-
-
-def _read_receipt(
-    run: RunDirectory, num_epochs: int
-) -> tuple[dict[int, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Return the rows of an earlier receipt by epoch and its exports by artifact, as far as they exist."""
-    try:
-        before = json.loads(run.verification.read_text())
-        rows = {row["epoch"]: row for row in before["epochs"] if row["epoch"] < num_epochs}
-        exports = before.get("exports", [])
-        receipts = {e["artifact"]: e for e in exports if (run.path / e["artifact"]).is_dir()}
-        _receipt("", "", list(rows.values()), list(receipts.values()))  # reads what it needs
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return {}, {}
-    return rows, receipts
-
-
-def _receipt(
-    format: str, artifact: str, rows: list[dict[str, Any]], exports: list[dict[str, Any]]
-) -> dict[str, Any]:
-    matches = [metric["match"] for row in rows for metric in row["metrics"].values()]
-    complete = all(row["metrics"] for row in rows)
-    good = complete and all(matches) and all(export["verdict"] == "match" for export in exports)
-    return {
-        "verdict": "match" if good else "mismatch",
-        "format": format,
-        "artifact": artifact,
-        "epochs": rows,
-        **({"exports": exports} if exports else {}),
-    }
-
-
-def _dump(receipt: Mapping[str, Any]) -> str:
-    return json.dumps(receipt, indent=2, allow_nan=False) + "\n"
-
-
 def _json_number(value: float) -> float | str:
     """JSON has no word for infinities and not-a-number: they are written as strings."""
     return value if math.isfinite(value) else str(value)
-
-
-def table(epochs: Sequence[Verified], exports: Sequence[Verified], *, columns: int) -> str:
-    """Return the comparison as an aligned table no wider than `columns`, if that can be.
-
-    Where it is too wide, the restored metrics are left out; of many rows, matching ones in the middle.
-    """
-    labelled = [(str(row.epoch), row) for row in epochs]
-    labelled += [(f"{row.format}@{row.epoch}", row) for row in exports]
-    names = sorted({name for _, row in labelled for name in row.metrics})
-    header = ["epoch", *(f"test_{n}" for n in names), *(f"restored_{n}" for n in names), "match"]
-    cells = [
-        [
-            label,
-            *(f"{row.metrics[name].logged:.6g}" if row.metrics else "-" for name in names),
-            *(f"{row.metrics[name].restored:.6g}" if row.metrics else "-" for name in names),
-            "yes" if row.match else "DAMAGED" if row.problems else "NO",
-        ]
-        for label, row in labelled
-    ]
-    hidden = _hidden_rows([row for _, row in labelled])
-    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-    shown = list(range(len(header)))
-    if sum(widths) + 2 * len(widths) > columns:
-        shown = [i for i in shown if not header[i].startswith("restored_")]
-    lines = []
-    for number, line in enumerate([header, *cells]):
-        if number - 1 not in hidden:
-            lines.append("  ".join(line[i].rjust(widths[i]) for i in shown))
-        elif number - 2 not in hidden:
-            lines.append(f"... {len(hidden)} matching rows ...".rjust(widths[0]))
-    return "\n".join(lines)
-
-
-def _hidden_rows(rows: Sequence[Verified]) -> set[int]:
-    """Return the indices of matching rows to leave out of a long table: one stretch in its middle."""
-    half = MAX_TABLE_ROWS // 2
-    middle = range(half, len(rows) - half)
-    return set(middle) if all(rows[i].match for i in middle) else set()

@@ -126,7 +126,7 @@ def test_metrics_do_not_depend_on_the_batch_size(case: Case) -> None:
     fill(built)
     dataset = case.load()
     signatures = {
-        name: Signature.of_function(function.get_concrete_function())
+        name: checkpoints.signature_of(function.get_concrete_function())
         for name, function in built.signatures.items()
     }
     whole = evaluate(signatures, dataset.test, batch_size=dataset.num_test)

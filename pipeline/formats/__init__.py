@@ -6,30 +6,19 @@ A format writes from a run directory alone: the graph and an epoch's variables, 
 from __future__ import annotations
 
 import importlib
-import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from pipeline.binding import ConfigError
-from pipeline.evaluation import Signature
-from pipeline.run import RunDirectory, write_text
+from pipeline.evaluation import Signature, predicting, scored
+from pipeline.formats.base import Format, Manifest, Source, read_manifest, write_manifest
 
-MANIFEST = "manifest.json"
+if TYPE_CHECKING:
+    from pipeline.checkpoints import Graph
+
 RECEIPT = "verification.json"
-
-
-class Format(Protocol):
-    """What a module of this package provides."""
-
-    FACTS: str
-    """Folder inside an export for what is said about it: the manifest and the receipt."""
-
-    def write(self, run: RunDirectory, epoch: int, directory: Path) -> None:
-        """Write the export of an epoch into an empty directory."""
-
-    def open(self, directory: Path) -> Mapping[str, Signature]:
-        """Open an export with nothing but its own files; return its signatures by name."""
 
 
 def load(name: str) -> Format:
@@ -38,28 +27,69 @@ def load(name: str) -> Format:
     return module
 
 
-def export(run: RunDirectory, name: str, epoch: int) -> Path:
-    """Export an epoch of a run in a format, as a new version; return its directory."""
+def export(source: Source, name: str) -> Path:
+    """Export epochs of a run in a format, as a new version; return its directory."""
+    return source.run.publish(name, lambda directory: _write(source, name, directory))
+
+
+def rehearse(source: Source, name: str) -> Mapping[str, str]:
+    """Write, open and evaluate an export of the untrained model, so that no training ends in a failure.
+
+    Returns:
+        The signatures that the format cannot hold, each with the reason.
+
+    Raises:
+        ConfigError: The format cannot hold what is needed to verify it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        _write(source, name, Path(folder))
+        left_out = manifest(name, Path(folder)).left_out
+        evaluable(name, load(name).open(Path(folder), 0), source.graph())
+    return left_out
+
+
+def _write(source: Source, name: str, directory: Path) -> None:
     format = load(name)
+    left_out = format.write(source, directory)
+    facts = Manifest(
+        format=name,
+        epochs=list(source.numbers),
+        signatures=[key for key in source.requests if key not in left_out],
+        left_out=dict(left_out),
+        run=str(source.run.path),
+        quantization=source.options.quantization if name == "tflite" else "none",
+    )
+    write_manifest(directory, format.TRAITS, facts)
 
-    def write(directory: Path) -> None:
-        format.write(run, epoch, directory)
-        facts = directory / format.FACTS
-        facts.mkdir(exist_ok=True)
-        manifest = {"format": name, "epoch": epoch, "run": str(run.path)}
-        write_text(facts / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
-    return run.publish(name, write)
-
-
-def exported_epoch(name: str, directory: Path) -> int:
-    """Return the epoch that an export holds.
+def manifest(name: str, directory: Path) -> Manifest:
+    """Return what an export says of itself.
 
     Raises:
         ConfigError: Its manifest is missing or damaged.
     """
-    path = directory / load(name).FACTS / MANIFEST
-    try:
-        return int(json.loads(path.read_text())["epoch"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError([f"{path} must state the epoch it holds: {error}."]) from error
+    return read_manifest(directory, load(name).TRAITS)
+
+
+def evaluable(name: str, restored: Mapping[str, Signature], graph: Graph) -> Mapping[str, Signature]:
+    """Return the signatures of an export with an `evaluate`, which scores predictions if there is none.
+
+    Raises:
+        ConfigError: There is none, and no prediction that could be scored.
+    """
+    if "evaluate" in restored:
+        return restored
+    evaluate = graph.signatures["evaluate"]
+    predict = predicting(restored, evaluate)
+    if predict is None or graph.score is None:
+        raise ConfigError(
+            [
+                f"export={name} cannot hold evaluate, so it is verified by scoring predictions. That needs a "
+                f"signature that takes arrays of the data, and BuiltModel.score. Held: {sorted(restored)}; "
+                f"score: {'stated' if graph.score else 'not stated'}. Use export=saved_model."
+            ]
+        )
+    signatures = {**restored, "evaluate": scored(restored[predict], graph.score, evaluate)}
+    if evaluate.carried and "initial_state" not in signatures:
+        signatures["initial_state"] = graph.signatures["initial_state"]
+    return signatures

@@ -11,35 +11,34 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline import checkpoints
-from pipeline.binding import ConfigError
 from pipeline.evaluation import Signature
-from pipeline.run import RunDirectory
+from pipeline.formats.base import Source, Traits
 
-FACTS = "."
+TRAITS = Traits(facts=".", exact=True)
 GRAPH = "graph"
 
 
-def write(run: RunDirectory, epoch: int, directory: Path) -> None:
-    """Copy the graph and the epoch's checkpoint."""
-    shutil.copytree(run.graph, directory / GRAPH)
-    prefix = run.checkpoint(epoch)
-    for suffix in (checkpoints.INDEX, checkpoints.DATA):
-        name = prefix.name + suffix
-        shutil.copyfile(prefix.with_name(name), directory / name)
+def write(source: Source, directory: Path) -> Mapping[str, str]:
+    """Copy the graph and each epoch's checkpoint."""
+    from pipeline import checkpoints
+
+    shutil.copytree(source.run.graph, directory / GRAPH)
+    for epoch in source.numbers:
+        prefix = source.run.checkpoint(epoch)
+        for suffix in (checkpoints.INDEX, checkpoints.DATA):
+            name = prefix.name + suffix
+            shutil.copyfile(prefix.with_name(name), directory / name)
+    return {}
 
 
-def open(directory: Path) -> Mapping[str, Signature]:
+def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
     """Load the graph and restore the checkpoint into it.
 
     Raises:
         ConfigError: A file is missing or damaged.
     """
-    indices = list(directory.glob(f"epoch-*{checkpoints.INDEX}"))
-    if len(indices) != 1:
-        raise ConfigError(
-            [f"{directory} must hold one checkpoint. Received: {[path.name for path in indices]}."]
-        )
+    from pipeline import checkpoints
+
     graph = checkpoints.open_graph(directory / GRAPH)
-    checkpoints.restore(indices[0].with_suffix(""), graph.weights)
+    checkpoints.restore(directory / f"epoch-{epoch:04d}", graph.weights)
     return graph.signatures

@@ -10,34 +10,37 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline import checkpoints
 from pipeline.evaluation import Signature
-from pipeline.run import RunDirectory
+from pipeline.formats.base import Source, Traits
 
-FACTS = "assets.extra"
+TRAITS = Traits(facts="assets.extra", exact=True)
 
 # TensorFlow's own fingerprint of the graph's SavedModel covers the variables that are replaced.
 NOT_COPIED = ("variables", "fingerprint.pb")
 
 
-def write(run: RunDirectory, epoch: int, directory: Path) -> None:
+def write(source: Source, directory: Path) -> Mapping[str, str]:
     """Copy the graph, and write the epoch's variables where it looks for them."""
+    from pipeline import checkpoints
+
     shutil.copytree(
-        run.graph,
+        source.run.graph,
         directory,
         dirs_exist_ok=True,
         ignore=shutil.ignore_patterns(*NOT_COPIED),
     )
-    graph = checkpoints.open_graph(run.graph)
-    checkpoints.restore(run.checkpoint(epoch), graph.weights)
     (directory / "variables").mkdir()
-    checkpoints.write_checkpoint(directory / "variables" / "variables", {"weights": graph.weights})
+    weights = source.graph().weights
+    checkpoints.write_checkpoint(directory / "variables" / "variables", {"weights": weights})
+    return {}
 
 
-def open(directory: Path) -> Mapping[str, Signature]:
+def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
     """Load the SavedModel.
 
     Raises:
         ConfigError: A file is missing or damaged.
     """
+    from pipeline import checkpoints
+
     return checkpoints.open_graph(directory).signatures

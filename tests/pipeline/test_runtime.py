@@ -12,7 +12,7 @@ from pipeline import runtime
 
 
 def write_to_stderr_and_fail(fail: bool) -> None:
-    with runtime._held_back_stderr():
+    with runtime.held_back_stderr():
         os.write(2, b"a library's note\n")  # not through sys.stderr: libraries in C++ know nothing of it
         if fail:
             raise RuntimeError("no such device")

@@ -1,0 +1,135 @@
+"""The contract of a format's module: what it is written from, and what it says of itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pipeline.binding import ConfigError, bind
+from pipeline.config import Export
+from pipeline.evaluation import Signature
+from pipeline.run import RunDirectory, write_text
+
+if TYPE_CHECKING:
+    from pipeline.checkpoints import Graph
+
+MANIFEST = "manifest.json"
+
+Requests = Mapping[str, Mapping[str, Any]]
+"""Example inputs by name, by signature."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What a format says of itself.
+
+    Attributes:
+        facts: Folder inside an export for what is said about it: the manifest and the receipt.
+        exact: Whether what is restored must give the same bits: no converter has been at work.
+    """
+
+    facts: str
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an export is written from: a run's directory alone, never the model's code.
+
+    Attributes:
+        run: The run.
+        numbers: The epochs; none for a rehearsal, with the variables as they were before training.
+        options: See `Export`.
+        requests: Example inputs for every signature.
+        calibration: Returns requests made of training data, for a format that counts value ranges.
+    """
+
+    run: RunDirectory
+    numbers: Sequence[int]
+    options: Export
+    requests: Requests
+    calibration: Callable[[], Sequence[Requests]]
+
+    def graph(self) -> Graph:
+        """Open the run's graph with the variables of the one epoch that is to be exported."""
+        ((_, graph),) = self.epochs()
+        return graph
+
+    def epochs(self) -> Iterator[tuple[int, Graph]]:
+        """Yield each epoch with the run's graph, whose variables are then that epoch's."""
+        from pipeline import checkpoints
+
+        graph = checkpoints.open_graph(self.run.graph)
+        if not self.numbers:
+            yield 0, graph
+        for epoch in self.numbers:
+            checkpoints.restore(self.run.checkpoint(epoch), graph.weights)
+            yield epoch, graph
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What is written into every export about it.
+
+    Attributes:
+        format: Name of the format.
+        epochs: The epochs it holds; empty in a rehearsal.
+        signatures: Names of the signatures it holds.
+        left_out: The other ones, with the reason.
+        run: The run's directory when it was exported.
+        quantization: See `Export`.
+    """
+
+    format: str
+    epochs: Sequence[int]
+    signatures: Sequence[str]
+    left_out: Mapping[str, str]
+    run: str
+    quantization: str
+
+
+def write_manifest(directory: Path, traits: Traits, manifest: Manifest) -> None:
+    """Write the manifest into an export."""
+    facts = directory / traits.facts
+    facts.mkdir(exist_ok=True)
+    write_text(facts / MANIFEST, json.dumps(asdict(manifest), indent=2) + "\n")
+
+
+def read_manifest(directory: Path, traits: Traits) -> Manifest:
+    """Read the manifest of an export.
+
+    Raises:
+        ConfigError: It is missing or damaged.
+    """
+    path = directory / traits.facts / MANIFEST
+    problems: list[str] = []
+    try:
+        bound = bind(Manifest, json.loads(path.read_text()), "", problems)
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError([f"{path} must say what the export holds: {error}."]) from error
+    if problems:
+        raise ConfigError([f"{path} must say what the export holds. It is damaged: {problems[0]}"])
+    return Manifest(**bound)
+
+
+class Format(Protocol):
+    """What a module of this package provides."""
+
+    TRAITS: Traits
+
+    def write(self, source: Source, directory: Path) -> Mapping[str, str]:
+        """Write an export into an empty directory.
+
+        Returns:
+            The signatures that the format cannot hold, each with the reason.
+        """
+
+    def open(self, directory: Path, epoch: int) -> Mapping[str, Signature]:
+        """Open an export with nothing but its own files; return its signatures by name.
+
+        Raises:
+            ConfigError: A file is missing or damaged.
+        """

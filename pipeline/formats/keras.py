@@ -1,0 +1,88 @@
+"""`keras`: the network as a `.keras` file, for whoever goes on with Keras.
+
+It holds one signature: that whose inputs and outputs the model's network shares. The network's
+description was written with the run's graph; its variables are those of the epoch.
+See https://keras.io/guides/serialization_and_saving.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.binding import ConfigError
+from pipeline.evaluation import Signature
+from pipeline.formats.base import Source, Traits, read_manifest
+
+TRAITS = Traits(facts=".", exact=False)
+FILE = "model.keras"
+
+
+def write(source: Source, directory: Path) -> Mapping[str, str]:
+    """Make the network anew, give it the epoch's variables, and save it.
+
+    Raises:
+        ConfigError: The model has no Keras network.
+    """
+    import keras
+
+    from pipeline import checkpoints
+
+    path = source.run.graph.with_name(checkpoints.NETWORK)
+    if not path.exists():
+        raise ConfigError(
+            [
+                "export=keras needs a model that states its Keras network (BuiltModel.network). "
+                "This one does not. Use export=saved_model."
+            ]
+        )
+    description = json.loads(path.read_text())
+    network = keras.models.model_from_json(json.dumps(description["network"]))
+    graph = source.graph()
+    for variable, name in zip(network.weights, description["weights"], strict=True):
+        variable.assign(graph.weights[name])
+    held = _names(network, graph.signatures)
+    if not held:
+        raise ConfigError(
+            [
+                "export=keras needs a network whose inputs and outputs are named as a signature's. Received: "
+                f"{sorted(tensor.name for tensor in network.inputs)} -> {sorted(network.output)}."
+            ]
+        )
+    network.save(directory / FILE)
+    reason = "a Keras file holds one network"
+    return {name: reason for name in graph.signatures if name not in held}
+
+
+def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
+    """Load the network and compile it.
+
+    Raises:
+        ConfigError: The file is missing or damaged.
+    """
+    import keras
+    import tensorflow as tf
+
+    from pipeline.checkpoints import signature_of
+
+    path = directory / FILE
+    try:
+        network = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Whatever the damaged bytes lead the loader into.
+        raise ConfigError([f"{path} must be a whole Keras file. Loading it failed: {error}"]) from error
+    specs = {tensor.name: tf.TensorSpec(tensor.shape, tensor.dtype, tensor.name) for tensor in network.inputs}
+    function = tf.function(lambda **inputs: network(inputs), autograph=False)
+    signature = signature_of(function.get_concrete_function(**specs))
+    return dict.fromkeys(read_manifest(directory, TRAITS).signatures, signature)
+
+
+def _names(network: Any, signatures: Mapping[str, Signature]) -> list[str]:
+    """Return the names of the signatures that the network computes."""
+    inputs, outputs = {tensor.name for tensor in network.inputs}, set(network.output)
+    return [
+        name
+        for name, signature in signatures.items()
+        if set(signature.inputs) == inputs and set(signature.outputs) == outputs
+    ]

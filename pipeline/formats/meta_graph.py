@@ -1,0 +1,67 @@
+"""`meta_graph`: files of TF1's `Saver`, for programs that restore by tensor names.
+
+epoch-3.meta                                        the graph, with its signatures
+epoch-3.index, epoch-3.data-00000-of-00001          the variables after epoch 3
+checkpoint                                          which epochs there are, as `Saver` keeps it
+manifest.json, verification.json
+
+Tensors have the names that the model's `session_graph` gives them; a model without one has those of an
+input pipeline, as in the format `simple_save`. Every signature is there too, under `signature/<name>/`.
+See https://www.tensorflow.org/api_docs/python/tf/compat/v1/train/import_meta_graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import tensorflow as tf
+
+from pipeline import sessions
+from pipeline.binding import ConfigError
+from pipeline.checkpoints import Graph
+from pipeline.evaluation import Signature
+from pipeline.formats.base import Source, Traits
+
+v1 = tf.compat.v1
+
+TRAITS = Traits(facts=".", exact=True)
+
+
+def write(source: Source, directory: Path) -> Mapping[str, str]:
+    """Write the graph and the variables of each epoch."""
+    for epoch, graph in source.epochs():
+        _write_epoch(graph, directory / f"epoch-{epoch}")
+    prefixes = [f"epoch-{epoch}" for epoch in source.numbers]
+    v1.train.update_checkpoint_state(str(directory), prefixes[-1], prefixes)
+    return {}
+
+
+def _write_epoch(graph: Graph, prefix: Path) -> None:
+    built = sessions.build(graph, input_pipeline=False)
+    with built.session as session, session.graph.as_default():
+        saver = v1.train.Saver(v1.global_variables())
+        saver.save(session, str(prefix), write_meta_graph=False, write_state=False)
+        meta = saver.export_meta_graph(clear_devices=True)
+        for name, definition in built.signature_defs.items():
+            meta.signature_def[name].CopyFrom(definition)
+        prefix.with_name(f"{prefix.name}.meta").write_bytes(meta.SerializeToString(deterministic=True))
+
+
+def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
+    """Import the meta graph and restore the variables.
+
+    Raises:
+        ConfigError: A file is missing or damaged.
+    """
+    prefix = directory / f"epoch-{epoch}"
+    meta = v1.MetaGraphDef()
+    try:
+        meta.ParseFromString(prefix.with_name(f"{prefix.name}.meta").read_bytes())
+        session = v1.Session(graph=tf.Graph())
+        with session.graph.as_default():
+            saver = v1.train.import_meta_graph(meta)
+            saver.restore(session, str(prefix))
+        return sessions.signatures_of(session, meta.signature_def)
+    except Exception as error:  # Whatever the damaged bytes lead the loader into.
+        raise ConfigError([f"{prefix} must be whole. Restoring it failed: {error}"]) from error

@@ -1,0 +1,141 @@
+"""`onnx`: an ONNX file for each signature, `model.onnx` for `serving_default`.
+
+Inputs and outputs keep their names, the batch size is free. ONNX has one name for one value, so that
+an output that is carried, such as `state_c`, is called `next_state_c`. The opset is `export.opset`.
+See https://onnx.ai/onnx/repo-docs/IR.html.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.binding import ConfigError, first_line
+from pipeline.evaluation import Signature, Spec
+from pipeline.formats.base import Source, Traits
+from pipeline.runtime import held_back_stderr
+
+TRAITS = Traits(facts=".", exact=False)
+DEFAULT = "serving_default"
+NEXT = "next_"
+STRING = "tensor(string)"
+DTYPES = {"float": "float32", "double": "float64", "float16": "float16", "bool": "bool", "string": "string"}
+
+
+def write(source: Source, directory: Path) -> Mapping[str, str]:
+    """Convert each signature; one that cannot be, or cannot be run, is left out.
+
+    Raises:
+        ConfigError: None can be.
+    """
+    graph = source.graph()
+    left_out: dict[str, str] = {}
+    for name, signature in graph.signatures.items():
+        path = _path(directory, name)
+        reason = _convert(signature, path, source.options.opset)
+        if reason is None:
+            reason = _cannot_run(path, source.requests.get(name, {}))
+        if reason is not None:
+            path.unlink(missing_ok=True)
+            left_out[name] = reason
+    if len(left_out) == len(graph.signatures):
+        raise ConfigError([f"export=onnx can hold no signature of the model. {left_out}"])
+    return left_out
+
+
+def _path(directory: Path, name: str) -> Path:
+    return directory / f"{'model' if name == DEFAULT else name}.onnx"
+
+
+def _convert(signature: Signature, path: Path, opset: int) -> str | None:
+    """Write a signature as an ONNX file; return why that cannot be, or `None`."""
+    specs = {**signature.inputs, **signature.outputs}
+    if strings := [name for name, spec in specs.items() if spec.dtype == "string"]:
+        return f"ONNX has no operations on strings, as {', '.join(strings)} would need"
+    if any("Dataset" in operation for operation in _operations(signature)):
+        return "ONNX has no input pipelines, such as its tf.data one"
+    import onnx
+    import tensorflow as tf
+    import tf2onnx
+
+    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
+    inputs = [tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in signature.inputs.items()]
+
+    def function(*arrays: tf.Tensor) -> dict[str, tf.Tensor]:
+        outputs = signature.call(**dict(zip(signature.inputs, arrays, strict=True)))
+        return {_output(signature, name): tensor for name, tensor in outputs.items()}
+
+    try:
+        with held_back_stderr(show_on_error=False):
+            traced = tf.function(function, input_signature=inputs, autograph=False)
+            model, _ = tf2onnx.convert.from_function(traced, input_signature=inputs, opset=opset)
+            del traced
+            gc.collect()  # The converter's remains complain on the standard error when they are collected.
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # Whatever the converter runs into.
+        return f"ONNX cannot express it: {first_line(error)}"
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    return None
+
+
+def _operations(signature: Signature) -> set[str]:
+    """Return the operations of a signature, and of the functions it calls."""
+    graph = signature.call.graph.as_graph_def()  # type: ignore[attr-defined]
+    bodies = [graph.node, *(function.node_def for function in graph.library.function)]
+    return {node.op for body in bodies for node in body}
+
+
+def _output(signature: Signature, name: str) -> str:
+    return NEXT + name if name in signature.inputs else name
+
+
+def _cannot_run(path: Path, request: Mapping[str, Any]) -> str | None:
+    try:
+        _signature(path).call(**request)
+    except Exception as error:  # The runtime's errors share no type.
+        return f"ONNX Runtime cannot run it: {first_line(error)}"
+    return None
+
+
+def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
+    """Load each file into ONNX Runtime.
+
+    Raises:
+        ConfigError: A file is missing or damaged.
+    """
+    paths = sorted(directory.glob("*.onnx"))
+    try:
+        signatures = {path.stem: _signature(path) for path in paths}
+    except Exception as error:  # The runtime's errors share no type.
+        raise ConfigError([f"{directory} must hold whole ONNX files: {error}"]) from error
+    if "model" in signatures:
+        signatures[DEFAULT] = signatures.pop("model")
+    return signatures
+
+
+def _signature(path: Path) -> Signature:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    inputs = {node.name: _spec(node) for node in session.get_inputs()}
+    outputs = {node.name: _spec(node) for node in session.get_outputs()}
+    names = list(outputs)
+    keys = [name.removeprefix(NEXT) if name.removeprefix(NEXT) in inputs else name for name in names]
+
+    def call(**arrays: Any) -> dict[str, Any]:
+        return dict(zip(keys, session.run(names, arrays), strict=True))
+
+    return Signature(inputs, dict(zip(keys, outputs.values(), strict=True)), call)
+
+
+def _spec(node: Any) -> Spec:
+    kind = node.type.removeprefix("tensor(").removesuffix(")")
+    shape = tuple(size if isinstance(size, int) else None for size in node.shape)
+    return Spec(DTYPES.get(kind, kind), shape)

@@ -1,0 +1,195 @@
+"""Parity: the same requests to the trained model and to what was restored, and what they answer.
+
+The requests are made when training starts, a batch of the test split wherever a signature takes an array
+of the data; the trained model's answers to them are kept for every epoch that is exported.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.binding import ConfigError
+from pipeline.evaluation import Signature, Spec
+from pipeline.run import staged
+
+Arrays = dict[str, np.ndarray]
+Requests = Mapping[str, Arrays]
+
+BATCH_SIZE = 32
+"""Rows of a request."""
+
+SIZE = 8
+"""Any other dimension that is free, and any integer that is no array of the data."""
+
+LATENCY_SECS = 0.1
+"""Time that the latency of one signature at one batch size is measured for; at least three calls."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What a restored signature answers, held against the trained model's answer.
+
+    Attributes:
+        max_abs_error: Largest difference of any value of any output; of a text, of 0 or 1.
+        argmax_flips: Rows whose largest value is in another place.
+        match: Whether every output is within the tolerance.
+        latency_ms: Median time of one request in milliseconds, by its batch size.
+    """
+
+    max_abs_error: float
+    argmax_flips: int
+    match: bool
+    latency_ms: Mapping[int, float]
+
+
+def example_requests(signatures: Mapping[str, Signature], arrays: Mapping[str, Any]) -> dict[str, Arrays]:
+    """Return a request for each signature.
+
+    Args:
+        signatures: The signatures.
+        arrays: Rows of a data set, of which the first are taken.
+    """
+    return {
+        name: {key: _example(key, spec, arrays) for key, spec in signature.inputs.items()}
+        for name, signature in signatures.items()
+    }
+
+
+def _example(name: str, spec: Spec, arrays: Mapping[str, Any]) -> np.ndarray:
+    """Return rows of the data, or else random numbers in [0, 1), the integer 8 or an empty text."""
+    shape = [SIZE if size is None else size for size in spec.shape or ()]
+    if spec.batched:
+        shape[0] = BATCH_SIZE
+    if name in arrays and spec.batched and np.ndim(arrays[name]) == len(shape):
+        rows = np.arange(BATCH_SIZE) % len(arrays[name])
+        return spec.convert(np.asarray(arrays[name])[rows])
+    if spec.dtype == "string":
+        return np.full(shape, b"", "S1")
+    if spec.dtype.startswith("float"):
+        return np.random.default_rng(0).random(shape).astype(spec.dtype)
+    return np.full(shape, SIZE, spec.dtype)
+
+
+def answer(signatures: Mapping[str, Signature], requests: Requests) -> dict[str, Arrays]:
+    """Return what each signature answers; one that does not take its request is left out."""
+    answers = {}
+    for name, signature in signatures.items():
+        try:
+            answers[name] = _call(signature, requests[name])
+        except Exception:  # The request is a guess: whether it makes sense is the signature's to say.
+            continue
+    return answers
+
+
+def _call(signature: Signature, request: Arrays) -> Arrays:
+    outputs = {name: np.asarray(value) for name, value in signature.call(**request).items()}
+    return {
+        name: value.astype("S") if value.dtype == object else value for name, value in sorted(outputs.items())
+    }
+
+
+def write(path: Path, arrays: Mapping[str, Arrays]) -> None:
+    """Write requests or answers as a NumPy archive."""
+    flat = {f"{signature}:{name}": array for signature, of in arrays.items() for name, array in of.items()}
+    with staged(path) as staging, staging.open("wb") as file:
+        np.savez(file, **flat)
+
+
+def read(path: Path) -> dict[str, Arrays]:
+    """Read requests or answers.
+
+    Raises:
+        ConfigError: The file is missing or damaged.
+    """
+    found: dict[str, Arrays] = {}
+    try:
+        with np.load(path) as archive:
+            for key in archive.files:
+                signature, _, name = key.partition(":")
+                found.setdefault(signature, {})[name] = archive[key]
+    except Exception as error:  # Whatever the damaged bytes lead the reader into.
+        raise ConfigError([f"{path} must be a whole NumPy archive. Reading it failed: {error}"]) from error
+    return found
+
+
+def compare(
+    signature: Signature,
+    request: Arrays,
+    expected: Arrays,
+    *,
+    abs_tolerance: float,
+    rel_tolerance: float,
+    latency: bool,
+) -> Parity:
+    """Hold a restored signature's answer to a request against the expected one.
+
+    Args:
+        signature: The restored signature.
+        request: Its inputs.
+        expected: What the trained model answered.
+        abs_tolerance: Absolute tolerance.
+        rel_tolerance: Tolerance relative to the largest value of an output.
+        latency: Whether to measure it.
+    """
+    restored = _call(signature, request)
+    if restored.keys() != expected.keys():
+        raise ConfigError([f"The outputs must be {sorted(expected)}. Received: {sorted(restored)}."])
+    errors = {name: _max_abs_error(restored[name], expected[name]) for name in expected}
+    bounds = {name: abs_tolerance + rel_tolerance * _largest(expected[name]) for name in expected}
+    flips = [_argmax_flips(restored[name], value) for name, value in expected.items() if name not in request]
+    return Parity(
+        max_abs_error=max(errors.values()),
+        argmax_flips=max(flips, default=0),
+        match=all(errors[name] <= bounds[name] for name in expected),
+        latency_ms=_latencies(signature, request) if latency else {},
+    )
+
+
+def _max_abs_error(restored: np.ndarray, expected: np.ndarray) -> float:
+    if restored.shape != expected.shape or restored.dtype.kind != expected.dtype.kind:
+        return math.inf
+    if expected.dtype.kind == "S":
+        return float(np.any(restored != expected))
+    if not expected.size:
+        return 0.0
+    difference = np.abs(restored.astype(np.float64) - expected.astype(np.float64))
+    return float(np.max(np.where(np.isnan(difference), math.inf, difference)))
+
+
+def _largest(expected: np.ndarray) -> float:
+    return float(np.max(np.abs(expected))) if expected.dtype.kind == "f" and expected.size else 0.0
+
+
+def _argmax_flips(restored: np.ndarray, expected: np.ndarray) -> int:
+    if restored.shape != expected.shape or expected.ndim < 2 or expected.dtype.kind != "f":
+        return 0
+    return int(np.sum(restored.argmax(-1) != expected.argmax(-1)))
+
+
+def _latencies(signature: Signature, request: Arrays) -> dict[int, float]:
+    """Return the median time of a call in milliseconds with one row, and with all the rows."""
+    if not any(spec.batched for spec in signature.inputs.values()):
+        return {1: _latency(signature, request)}
+    one = {
+        name: array[:1] if signature.inputs[name].batched else array for name, array in request.items()
+    }
+    return {1: _latency(signature, one), BATCH_SIZE: _latency(signature, request)}
+
+
+def _latency(signature: Signature, request: Arrays) -> float:
+    times: list[float] = []
+    signature.call(**request)
+    until = time.perf_counter() + LATENCY_SECS
+    while len(times) < 3 or time.perf_counter() < until:
+        started = time.perf_counter()
+        signature.call(**request)
+        times.append(time.perf_counter() - started)
+    return 1e3 * statistics.median(times)

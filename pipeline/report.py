@@ -1,0 +1,5 @@
+from pipeline.run import RunDirectory
+
+
+def write(run: RunDirectory) -> None:
+    pass

@@ -1,0 +1,196 @@
+"""TF1 graphs: signatures as placeholders and named tensors, variables that a `Saver` keeps.
+
+The functions of a run's graph are imported into a `tf.Graph`, their variables mapped to TF1 variables; the
+model's code is not needed. See https://www.tensorflow.org/api_docs/python/tf/compat/v1/train/Saver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from pipeline.binding import ConfigError
+from pipeline.checkpoints import Graph, spec_of
+from pipeline.evaluation import Signature, Spec, predicting
+
+v1 = tf.compat.v1
+
+DATASET_INIT = "dataset_init"
+BATCH_SIZE = "batch_size_ph"
+
+Tensors = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SessionGraph:
+    """A TF1 graph with a session whose variables have the values of a run's graph.
+
+    Attributes:
+        session: Its graph holds every signature, under `signature/<name>/`.
+        signature_defs: The tensors of each signature, by its name.
+    """
+
+    session: Any
+    signature_defs: Mapping[str, Any]
+
+
+class _Builder:
+    """A TF1 graph under construction, in the default graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.variables = {
+            name: v1.Variable(
+                lambda variable=variable: tf.zeros(variable.shape, variable.dtype),
+                name=name,
+                use_resource=True,
+                trainable=False,
+            )
+            for name, variable in graph.weights.items()
+        }
+
+    def call(self, signature: Signature, inputs: Tensors, scope: str) -> Tensors:
+        """Import the function of a signature; return its outputs.
+
+        Raises:
+            ConfigError: It uses a resource that is no variable of the model.
+        """
+        function = signature.call
+        of_capture = {id(variable.handle): name for name, variable in self.graph.weights.items()}
+        num_inputs = len(signature.inputs)
+        mapped = {
+            tensor.name: inputs[spec.name]
+            for tensor, spec in zip(
+                function.graph.inputs[:num_inputs],
+                tf.nest.flatten(function.structured_input_signature),
+                strict=True,
+            )
+        }
+        for tensor, captured in zip(function.graph.inputs[num_inputs:], function.captured_inputs, strict=True):
+            if id(captured) not in of_capture:
+                raise ConfigError(
+                    [
+                        f"A TF1 graph can hold variables only. The model uses {captured.dtype.name} "
+                        f"{tensor.name}. Use export=saved_model."
+                    ]
+                )
+            mapped[tensor.name] = self.variables[of_capture[id(captured)]].handle
+        names = [tensor.name for tensor in function.graph.outputs]
+        outputs = tf.graph_util.import_graph_def(
+            function.graph.as_graph_def(), input_map=mapped, return_elements=names, name=scope
+        )
+        return dict(zip(sorted(signature.outputs), outputs, strict=True))
+
+    def add_signature(self, name: str, signature: Signature) -> Any:
+        """Add a signature under placeholders of its own; return its definition."""
+        scope = f"signature/{name}"
+        inputs = {key: _placeholder(spec, f"{scope}/{key}") for key, spec in signature.inputs.items()}
+        outputs = self.call(signature, inputs, f"{scope}/function")
+        return v1.saved_model.build_signature_def(
+            {key: v1.saved_model.build_tensor_info(tensor) for key, tensor in inputs.items()},
+            {key: v1.saved_model.build_tensor_info(tensor) for key, tensor in outputs.items()},
+            "tensorflow/serving/predict",
+        )
+
+    def add_session_graph(self, signature: Signature) -> None:
+        """Add a function whose inputs and outputs are tensors of the same names."""
+        inputs = {name: _placeholder(spec, name) for name, spec in signature.inputs.items()}
+        _name(self.call(signature, inputs, "session_graph"))
+
+    def add_input_pipeline(self) -> None:
+        """Add `<array>_data_ph`, `batch_size_ph`, `dataset_init`, and what is computed of each batch.
+
+        The outputs are those of `evaluate` and of the signature that predicts from the same arrays.
+        Carried state has a placeholder, `<state>_ph`.
+        """
+        signatures = self.graph.signatures
+        evaluate = signatures["evaluate"]
+        arrays = {
+            name: _placeholder(spec, f"{name}_data_ph")
+            for name, spec in evaluate.inputs.items()
+            if name not in evaluate.carried
+        }
+        batch_size = v1.placeholder(tf.int64, [], name=BATCH_SIZE)
+        dataset = v1.data.Dataset.from_tensor_slices(arrays).batch(batch_size)
+        iterator = v1.data.Iterator.from_structure(
+            v1.data.get_output_types(dataset), v1.data.get_output_shapes(dataset)
+        )
+        iterator.make_initializer(dataset, name=DATASET_INIT)
+        state = {name: _placeholder(evaluate.inputs[name], f"{name}_ph") for name in evaluate.carried}
+        batch = {**iterator.get_next(), **state}
+        outputs = dict(self.call(evaluate, batch, "input_pipeline/evaluate"))
+        predict = predicting(signatures, evaluate)
+        if predict is not None:
+            inputs = {
+                name: _convert(batch[name], spec) for name, spec in signatures[predict].inputs.items()
+            }
+            predicted = self.call(signatures[predict], inputs, "input_pipeline/predict")
+            outputs = {**predicted, **outputs}
+        _name(outputs)
+
+    def start(self, values: Mapping[str, Any]) -> Any:
+        """Return a session in which every variable has its value."""
+        session = v1.Session()
+        for name, variable in self.variables.items():
+            variable.load(values[name], session)
+        return session
+
+
+def _placeholder(spec: Spec, name: str) -> Any:
+    return v1.placeholder(spec.dtype, spec.shape, name=name)
+
+
+def _convert(tensor: tf.Tensor, spec: Spec) -> tf.Tensor:
+    """As `Spec.convert` does for arrays."""
+    if tensor.dtype.is_integer and spec.dtype.startswith("float"):
+        return tf.cast(tensor, spec.dtype) / tensor.dtype.max
+    return tf.cast(tensor, spec.dtype)
+
+
+def _name(outputs: Tensors) -> None:
+    for name, tensor in outputs.items():
+        tf.identity(tensor, name=name)
+
+
+def build(graph: Graph, *, input_pipeline: bool) -> SessionGraph:
+    """Build the TF1 graph of a run's graph, and start a session.
+
+    Args:
+        graph: The signatures, and the variables with the values to have.
+        input_pipeline: Whether the names outside `signature/` are those of an input pipeline; otherwise
+            they are the model's `session_graph`'s, if it has one.
+    """
+    values = {name: variable.numpy() for name, variable in graph.weights.items()}
+    with tf.Graph().as_default():
+        builder = _Builder(graph)
+        if input_pipeline or graph.session_graph is None:
+            builder.add_input_pipeline()
+        else:
+            builder.add_session_graph(graph.session_graph)
+        definitions = {
+            name: builder.add_signature(name, signature) for name, signature in graph.signatures.items()
+        }
+        return SessionGraph(builder.start(values), definitions)
+
+
+def signatures_of(session: Any, definitions: Mapping[str, Any]) -> dict[str, Signature]:
+    """Return the signatures that a session's graph holds, by their definitions."""
+    return {name: _signature(session, definition) for name, definition in definitions.items()}
+
+
+def _signature(session: Any, definition: Any) -> Signature:
+    inputs = {key: session.graph.get_tensor_by_name(info.name) for key, info in definition.inputs.items()}
+    outputs = {key: session.graph.get_tensor_by_name(info.name) for key, info in definition.outputs.items()}
+    run = session.make_callable(outputs, list(inputs.values()))
+
+    def call(**arrays: Any) -> Tensors:
+        return run(*(arrays[key] for key in inputs))
+
+    return Signature(
+        {key: spec_of(tensor) for key, tensor in inputs.items()},
+        {key: spec_of(tensor) for key, tensor in outputs.items()},
+        call,
+    )
