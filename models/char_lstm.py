@@ -82,7 +82,7 @@ class CharLSTM:
 
         def run(tokens: tf.Tensor, state_c: tf.Tensor, state_h: tf.Tensor) -> tuple[tf.Tensor, Tensors]:
             # A one-hot vector times the kernel is a row of the kernel.
-            by_time = tf.gather(kernel, tf.cast(tf.transpose(tokens), tf.int32))
+            by_time = tf.gather(kernel, tf.transpose(tf.cast(tokens, tf.int32)))
             logits, state = _run(network, by_time, state_c, state_h)
             return tf.transpose(logits, [1, 0, 2]), state
 
@@ -182,11 +182,13 @@ def _training_loss(network: Any, batch: Tensors) -> tuple[tf.Tensor, Tensors]:
     import tensorflow as tf
 
     cell, output = network.get_layer("lstm").cell, network.get_layer("output")
-    tokens = tf.cast(tf.transpose(batch["tokens"]), tf.int32)  # [T, B]
+    tokens, targets = (
+        tf.transpose(tf.cast(batch[name], tf.int32)) for name in ("tokens", "targets")
+    )  # [T, B]
     projected = tf.gather(cell.kernel.value, tokens) + cell.bias.value  # [T, B, 4H]
     hidden, last_h, last_c = lstm(projected, cell.recurrent_kernel.value, batch["state_h"], batch["state_c"])
     logits = tf.tensordot(hidden, output.kernel.value, axes=1) + output.bias.value  # [T, B, V]
-    loss = tf.reduce_mean(cross_entropy(logits, tf.transpose(batch["targets"])))
+    loss = tf.reduce_mean(cross_entropy(logits, targets))
     return loss, {"state_c": last_c, "state_h": last_h}
 
 

@@ -70,7 +70,7 @@ def initial_state(signatures: Mapping[str, Signature], batch_size: int) -> dict[
     """Return the carried state before the first batch; empty for a stateless model."""
     if not signatures["evaluate"].carried:
         return {}
-    return dict(signatures["initial_state"].call(batch_size=np.int32(batch_size)))
+    return dict(signatures["initial_state"].call(batch_size=np.asarray(batch_size, np.int32)))
 
 
 def evaluate(

@@ -70,14 +70,17 @@ class _Builder:
             )
         }
         for tensor, captured in zip(function.graph.inputs[num_inputs:], function.captured_inputs, strict=True):
-            if id(captured) not in of_capture:
+            if id(captured) in of_capture:
+                mapped[tensor.name] = self.variables[of_capture[id(captured)]].handle
+            elif captured.dtype != tf.resource:
+                mapped[tensor.name] = tf.constant(captured.numpy())
+            else:
                 raise ConfigError(
                     [
-                        f"A TF1 graph can hold variables only. The model uses {captured.dtype.name} "
-                        f"{tensor.name}. Use export=saved_model."
+                        "A TF1 graph can hold the model's variables and constants. "
+                        f"It also uses {tensor.name}. Use export=saved_model."
                     ]
                 )
-            mapped[tensor.name] = self.variables[of_capture[id(captured)]].handle
         names = [tensor.name for tensor in function.graph.outputs]
         outputs = tf.graph_util.import_graph_def(
             function.graph.as_graph_def(), input_map=mapped, return_elements=names, name=scope

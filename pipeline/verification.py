@@ -25,24 +25,32 @@ if TYPE_CHECKING:
 CONVERTED_TOLERANCE = 1e-5
 """Relative tolerance of a format that a converter has written."""
 
+FLOAT32_RESOLUTION = 2.0**-23
+
 
 @dataclass(frozen=True)
 class Tolerance:
-    """|restored - logged| <= absolute + relative x |logged|."""
+    """|restored - logged| <= absolute + relative x |logged| + of_scale x the metric's scale.
+
+    The scale of a metric is its largest value in the log. An error of a millionth of what it was before
+    training is rounding in the outputs it is the difference of: another order of the same float32
+    operations gives another one.
+    """
 
     absolute: float = 0.0
     relative: float = 0.0
+    of_scale: float = 0.0
 
-    def of(self, logged: float) -> float:
+    def of(self, logged: float, scale: float) -> float:
         """Return the largest difference from a value that is accepted."""
-        return self.absolute + self.relative * abs(logged)
+        return self.absolute + self.relative * abs(logged) + self.of_scale * scale
 
 
 def tolerance_of(verify: Verify, *, exact: bool) -> Tolerance:
     """Return the tolerance that was given, or else that of a format."""
-    if verify.abs_tolerance is None and verify.rel_tolerance is None:
-        return Tolerance() if exact else Tolerance(relative=CONVERTED_TOLERANCE)
-    return Tolerance(verify.abs_tolerance or 0.0, verify.rel_tolerance or 0.0)
+    if verify.abs_tolerance is not None or verify.rel_tolerance is not None:
+        return Tolerance(verify.abs_tolerance or 0.0, verify.rel_tolerance or 0.0)
+    return Tolerance() if exact else Tolerance(0.0, CONVERTED_TOLERANCE, FLOAT32_RESOLUTION)
 
 
 @dataclass(frozen=True)
@@ -148,8 +156,16 @@ class Verified:
         ]
 
 
-def compare(row: Row, restored: Metrics, tolerance: Tolerance) -> dict[str, Comparison]:
+def compare(
+    row: Row, restored: Metrics, tolerance: Tolerance, log: Sequence[Row] = ()
+) -> dict[str, Comparison]:
     """Hold restored metrics against a row of the log.
+
+    Args:
+        row: The row.
+        restored: Metrics by name.
+        tolerance: How far they may be off.
+        log: Every row, for the metrics' scales.
 
     Raises:
         ConfigError: They are not the same metrics.
@@ -161,8 +177,10 @@ def compare(row: Row, restored: Metrics, tolerance: Tolerance) -> dict[str, Comp
                 f"Received: {sorted(row.test)}."
             ]
         )
+    scales = {name: max((abs(other.test[name]) for other in log), default=0.0) for name in restored}
     return {
-        name: Comparison(logged, restored[name], tolerance.of(logged)) for name, logged in row.test.items()
+        name: Comparison(logged, restored[name], tolerance.of(logged, scales[name]))
+        for name, logged in row.test.items()
     }
 
 
@@ -216,14 +234,20 @@ def verify_exports(
         artifact = str(directory.relative_to(run.path))
 
         def restored() -> Verified:
-            return _verify_export(run, manifest, directory, log[epoch], dataset, verify)  # noqa: B023
+            return _verify_export(run, manifest, directory, log, log[epoch], dataset, verify)  # noqa: B023
 
         found.append(_verified(epoch, manifest.format, artifact, restored))
     return found
 
 
 def _verify_export(
-    run: RunDirectory, manifest: Manifest, directory: Path, row: Row, dataset: Dataset, verify: Verify
+    run: RunDirectory,
+    manifest: Manifest,
+    directory: Path,
+    log: Sequence[Row],
+    row: Row,
+    dataset: Dataset,
+    verify: Verify,
 ) -> Verified:
     format = formats.load(manifest.format)
     tolerance = tolerance_of(verify, exact=format.TRAITS.exact)
@@ -244,7 +268,7 @@ def _verify_export(
         row.epoch,
         manifest.format,
         str(directory.relative_to(run.path)),
-        metrics=compare(row, _evaluate(signatures, dataset), tolerance),
+        metrics=compare(row, _evaluate(signatures, dataset), tolerance, log),
         signatures={
             name: parity.compare(
                 held[name],

@@ -54,7 +54,7 @@ def _write(source: Source, name: str, directory: Path) -> None:
     facts = Manifest(
         format=name,
         epochs=list(source.numbers),
-        signatures=[key for key in source.requests if key not in left_out],
+        signatures=[key for key in [*source.requests, "evaluate"] if key not in left_out],
         left_out=dict(left_out),
         run=str(source.run.path),
         quantization=source.options.quantization if name == "tflite" else "none",

@@ -80,9 +80,10 @@ def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
 
 def _names(network: Any, signatures: Mapping[str, Signature]) -> list[str]:
     """Return the names of the signatures that the network computes."""
-    inputs, outputs = {tensor.name for tensor in network.inputs}, set(network.output)
+    inputs = {tensor.name: tensor.dtype for tensor in network.inputs}
     return [
         name
         for name, signature in signatures.items()
-        if set(signature.inputs) == inputs and set(signature.outputs) == outputs
+        if {key: spec.dtype for key, spec in signature.inputs.items()} == inputs
+        and set(signature.outputs) == set(network.output)
     ]

@@ -39,7 +39,7 @@ def write(source: Source, directory: Path) -> Mapping[str, str]:
         path = _path(directory, name)
         reason = _convert(signature, path, source.options.opset)
         if reason is None:
-            reason = _cannot_run(path, source.requests.get(name, {}))
+            reason = _cannot_run(path, source.requests.get(name))
         if reason is not None:
             path.unlink(missing_ok=True)
             left_out[name] = reason
@@ -94,9 +94,11 @@ def _output(signature: Signature, name: str) -> str:
     return NEXT + name if name in signature.inputs else name
 
 
-def _cannot_run(path: Path, request: Mapping[str, Any]) -> str | None:
+def _cannot_run(path: Path, request: Mapping[str, Any] | None) -> str | None:
     try:
-        _signature(path).call(**request)
+        signature = _signature(path)
+        if request is not None:
+            signature.call(**request)
     except Exception as error:  # The runtime's errors share no type.
         return f"ONNX Runtime cannot run it: {first_line(error)}"
     return None

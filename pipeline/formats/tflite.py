@@ -65,7 +65,8 @@ def _reason(source: Source, folder: str, name: str) -> str | None:
         return f"LiteRT cannot express it: {first_line(error)}"
     try:
         signature = _signatures(_interpreter(model_content=converted))[name]
-        signature.call(**source.requests.get(name, {}))
+        if name in source.requests:
+            signature.call(**source.requests[name])
     except (RuntimeError, ValueError) as error:
         return f"LiteRT cannot run it: {first_line(error)}"
     return None
