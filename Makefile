@@ -37,12 +37,12 @@ format: $(READY)  ## put the code into its format
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## training speed, side by side with Keras fit; ROWS=gru for one row
-	$(BIN)/python -m tests.benchmarks.training_speed --rows $(ROWS) $(ARGS)
+bench: $(READY)  ## the speed of training, evaluation and prediction; ROWS=gru for one row
+	$(BIN)/python -m tests.benchmarks --rows $(ROWS) $(ARGS)
 
 lock: $(READY)  ## resolve the dependencies anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-		--upgrade --extra digits --extra dev --output-file requirements.lock pyproject.toml
+		--upgrade --extra digits --extra onnx --extra tflite --extra dev --output-file requirements.lock pyproject.toml
 	echo 'setuptools>=77' | uv pip compile --quiet --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-annotate --upgrade \
 		--output-file requirements-build.lock -

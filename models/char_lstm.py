@@ -107,22 +107,6 @@ class CharLSTM:
             logits, state = run(tokens, state_c, state_h)
             return {**_with_bits(classification_sums(logits, targets)), **state}
 
-        @signature(tf.TensorSpec([None, None, len(vocabulary)], name="probabilities"), batch["targets"])
-        def score(probabilities: tf.Tensor, targets: tf.Tensor) -> Tensors:
-            return _with_bits(classification_sums(tf.math.log(probabilities), targets))
-
-        @signature(
-            tf.TensorSpec([None, None, len(vocabulary)], name="x"),
-            tf.TensorSpec([2, None, self.units], name="init_state"),
-        )
-        def session_graph(x: tf.Tensor, init_state: tf.Tensor) -> Tensors:
-            # The order of TF1's LSTMStateTuple: c, h.
-            logits, state = _run(network, tf.tensordot(x, kernel, axes=1), init_state[0], init_state[1])
-            return {
-                "probabilities": tf.nn.softmax(logits),
-                **{f"current_{name}": value for name, value in state.items()},
-            }
-
         return BuiltModel(
             weights=weights_of(network),
             loss=loss,
@@ -133,10 +117,42 @@ class CharLSTM:
                 "generate": _generate(run, initial_state, vocabulary),
                 "evaluate": evaluate,
             },
-            score=score,
+            score=_score(len(vocabulary), batch["targets"]),
             network=network,
-            session_graph=session_graph,
+            session_graph=_session_graph(network),
         )
+
+
+def _score(vocabulary_size: int, targets_spec: tf.TensorSpec) -> Callable[..., Tensors]:
+    """Return the function (probabilities `[B, T, V]`, targets `[B, T]`) -> per-batch sums."""
+    import tensorflow as tf
+
+    @signature(tf.TensorSpec([None, None, vocabulary_size], tf.float32, "probabilities"), targets_spec)
+    def score(probabilities: tf.Tensor, targets: tf.Tensor) -> Tensors:
+        return _with_bits(classification_sums(tf.math.log(probabilities), targets))
+
+    return score
+
+
+def _session_graph(network: Any) -> Callable[..., Tensors]:
+    """Return the function of a TF1 graph: x `[T, B, V]` one-hot, init_state `[2, B, H]`: c, then h."""
+    import tensorflow as tf
+
+    kernel = network.get_layer("lstm").cell.kernel.value
+    vocabulary_size, units = kernel.shape[0], kernel.shape[1] // 4
+
+    @signature(
+        tf.TensorSpec([None, None, vocabulary_size], tf.float32, "x"),
+        tf.TensorSpec([2, None, units], tf.float32, "init_state"),
+    )
+    def session_graph(x: tf.Tensor, init_state: tf.Tensor) -> Tensors:
+        logits, state = _run(network, tf.tensordot(x, kernel, axes=1), init_state[0], init_state[1])
+        return {
+            "probabilities": tf.nn.softmax(logits),
+            **{f"current_{name}": value for name, value in state.items()},
+        }
+
+    return session_graph
 
 
 def _with_bits(sums: Tensors) -> Tensors:

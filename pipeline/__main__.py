@@ -65,6 +65,7 @@ def train_and_export(
         epochs=settings.train.epochs,
         seed=settings.seed,
         use_xla=settings.train.compile == "xla",
+        best_metric=settings.best.metric,
         config=settings.resolved,
         stopped=lambda: bool(received),
     )

@@ -162,7 +162,8 @@ def check(values: Mapping[str, Any]) -> Settings:
     if bound.get("export") and bound.get("verify"):
         problems += check_export(bound["export"], bound["verify"])
     if bound.get("train") and bound.get("export"):
-        problems += _epoch_problems(bound["epoch"], bound["train"].epochs, bound["export"])
+        problems += check_epochs(bound["epoch"], bound["export"])
+        problems += _too_late(bound["epoch"], bound["train"].epochs)
     if problems:
         raise ConfigError(problems)
     return Settings(
@@ -182,7 +183,7 @@ def check_export(export: Export, verify: Verify) -> Iterable[str]:
             yield unknown("export", name, FORMATS)
         if not isinstance(wanted, bool):
             yield f"export.formats.{name} must be true or false. Received: {wanted!r}."
-    if not export.chosen:
+    if not any(export.formats.values()):
         yield f"export.formats must have at least one of {', '.join(FORMATS)}. Received: none."
     for name in export.chosen:
         missing = [module for module in EXTRAS.get(name, ()) if importlib.util.find_spec(module) is None]
@@ -198,23 +199,25 @@ def check_export(export: Export, verify: Verify) -> Iterable[str]:
         )
 
 
-def holds_one_epoch(export: Export) -> list[str]:
-    """Return the chosen formats whose exports hold one epoch."""
-    return [name for name in export.chosen if name not in MANY_EPOCHS]
-
-
-def _epoch_problems(epoch: Any, num_epochs: int, export: Export) -> Iterable[str]:
-    numbers = epoch if isinstance(epoch, list) else [epoch]
-    numbers = [number for number in numbers if number not in ("all", "best", "last")]
-    if epoch == [] or any(type(number) is not int or not 0 <= number <= num_epochs for number in numbers):
-        yield (
-            f"epoch must be {EPOCHS}, of 0 to train.epochs ({num_epochs}). Received: {epoch}."
-        )
-    elif (epoch == "all" or isinstance(epoch, list)) and holds_one_epoch(export):
+def check_epochs(epoch: Any, export: Export) -> Iterable[str]:
+    """Yield what is wrong with the epochs to export, whether or not the log has them."""
+    several = isinstance(epoch, list)
+    numbers = [number for number in (epoch if several else [epoch]) if number not in ("all", "best", "last")]
+    if epoch == [] or any(type(number) is not int or number < 0 for number in numbers):
+        yield f"epoch must be {EPOCHS}. Received: {epoch}."
+        return
+    one_epoch = [name for name in export.chosen if name not in MANY_EPOCHS]
+    if (epoch == "all" or several) and one_epoch:
         yield (
             f"epoch={epoch} needs a format that holds many epochs: {', '.join(MANY_EPOCHS)}. "
-            f"Received: {', '.join(holds_one_epoch(export))}."
+            f"Received: {', '.join(one_epoch)}."
         )
+
+
+def _too_late(epoch: Any, num_epochs: int) -> Iterable[str]:
+    numbers = [number for number in (epoch if isinstance(epoch, list) else [epoch]) if type(number) is int]
+    if any(number > num_epochs for number in numbers):
+        yield f"epoch must be at most train.epochs ({num_epochs}). Received: {epoch}."
 
 
 def load(source: Source) -> Dataset:

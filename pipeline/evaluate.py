@@ -117,8 +117,9 @@ def evaluate(request: Request) -> int:
     if parity := receipts.parity_table(exports, columns=columns):
         print(parity)
     restored = [*epochs, *exports]
-    for complaint in (complaint for verified in restored for complaint in verified.complaints()):
-        print(complaint)
+    for verified in restored:
+        for sentence in (*verified.losses(), *verified.complaints()):
+            print(sentence)
     print(f"verdict: {receipt['verdict']}    receipt: {run.verification}    page: {run.report}", flush=True)
     if problems := [problem for verified in restored for problem in verified.problems]:
         raise ConfigError(problems)

@@ -37,6 +37,16 @@ class Spec:
         """Whether the first dimension is of any size: that of the batch."""
         return bool(self.shape) and self.shape is not None and self.shape[0] is None
 
+    def accepts(self, shape: tuple[int, ...]) -> bool:
+        """Return whether an array of a shape fits."""
+        if self.shape is None:
+            return True
+        if len(shape) != len(self.shape):
+            return False
+        return all(
+            expected is None or size == expected for size, expected in zip(shape, self.shape, strict=True)
+        )
+
     def convert(self, array: np.ndarray) -> np.ndarray:
         """Return rows of a data set as this dtype: integers for floats as fractions of their range."""
         if array.dtype.kind in "iu" and self.dtype.startswith("float"):

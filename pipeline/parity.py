@@ -99,7 +99,9 @@ def _call(signature: Signature, request: Arrays) -> Arrays:
 
 def write(path: Path, arrays: Mapping[str, Arrays]) -> None:
     """Write requests or answers as a NumPy archive."""
-    flat = {f"{signature}:{name}": array for signature, of in arrays.items() for name, array in of.items()}
+    flat: dict[str, Any] = {
+        f"{signature}:{name}": array for signature, of in arrays.items() for name, array in of.items()
+    }
     with staged(path) as staging, staging.open("wb") as file:
         np.savez(file, **flat)
 
@@ -179,9 +181,7 @@ def _latencies(signature: Signature, request: Arrays) -> dict[int, float]:
     """Return the median time of a call in milliseconds with one row, and with all the rows."""
     if not any(spec.batched for spec in signature.inputs.values()):
         return {1: _latency(signature, request)}
-    one = {
-        name: array[:1] if signature.inputs[name].batched else array for name, array in request.items()
-    }
+    one = {name: array[:1] if signature.inputs[name].batched else array for name, array in request.items()}
     return {1: _latency(signature, one), BATCH_SIZE: _latency(signature, request)}
 
 

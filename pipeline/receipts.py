@@ -5,12 +5,14 @@ The run's receipt holds every epoch and the receipt of every export; an export's
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import formats
+from pipeline.formats.base import FACTS
 from pipeline.run import RunDirectory, write_text
 
 if TYPE_CHECKING:
@@ -87,13 +89,14 @@ def _dump(receipt: Mapping[str, Any]) -> str:
     return json.dumps(receipt, indent=2, allow_nan=False) + "\n"
 
 
-def read(directory: Path, facts: str) -> Receipt | None:
+def read(directory: Path) -> Receipt | None:
     """Return the receipt inside an export, or `None` if there is none that can be read."""
-    try:
-        receipt: Receipt = json.loads((directory / facts / formats.RECEIPT).read_text())
-        return receipt if receipt["verdict"] in ("match", "mismatch") else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    for facts in FACTS:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            receipt: Receipt = json.loads((directory / facts / formats.RECEIPT).read_text())
+            if receipt["verdict"] in ("match", "mismatch"):
+                return receipt
+    return None
 
 
 def metrics_table(epochs: Sequence[Verified], exports: Sequence[Verified], *, columns: int) -> str:
@@ -102,7 +105,7 @@ def metrics_table(epochs: Sequence[Verified], exports: Sequence[Verified], *, co
     Where it is too wide, the restored metrics are left out; of many rows, matching ones in the middle.
     """
     labelled = [(str(row.epoch), row) for row in epochs]
-    labelled += [(f"{row.format}@{row.epoch}", row) for row in exports]
+    labelled += [(row.label, row) for row in exports]
     names = sorted({name for _, row in labelled for name in row.metrics})
     header = ["epoch", *(f"test_{n}" for n in names), *(f"restored_{n}" for n in names), "match"]
     cells = [
@@ -125,14 +128,24 @@ def parity_table(exports: Sequence[Verified], *, columns: int) -> str:
 
     Where it is too wide, the latencies are left out.
     """
-    header = ["export", "signature", "max_error", "flips", "ms_at_1", "ms_at_32", "load_s", "size_kB", "match"]
+    header = [
+        "export",
+        "signature",
+        "max_error",
+        "flips",
+        "ms_at_1",
+        "ms_at_32",
+        "load_s",
+        "size_kB",
+        "match",
+    ]
     cells = []
     for row in exports:
         for name, found in row.signatures.items():
             latencies = [found.latency_ms.get(size) for size in (1, 32)]
             cells.append(
                 [
-                    f"{row.format}@{row.epoch}",
+                    row.label,
                     name,
                     f"{found.max_abs_error:.2g}",
                     str(found.argmax_flips),

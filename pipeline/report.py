@@ -1,5 +1,532 @@
-from pipeline.run import RunDirectory
+"""The report: one page that shows a run, what was restored of it, and how to use its exports.
+
+It reads what the run's directory says of the run, and opens no model. The page needs nothing but itself: no
+script, no network. It is built of elements, so that whatever a name or a path contains is shown as text.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+
+from pipeline import charts
+from pipeline.charts import Point, Series, element
+from pipeline.run import Row, RunDirectory, write_text
+
+MAX_PROBLEMS = 20
+"""Problems beyond which the others are folded."""
+
+MAX_EPOCHS = 24
+"""Rows of the table of metrics beyond which those in the middle are folded, unless one does not match."""
+
+MAX_PARITY_ROWS = 100
+"""The same of the tables of exports, which have several rows for each export."""
+
+MATCH = "match"
+MISMATCH = "mismatch"
+DAMAGED = "damaged"
+UNVERIFIED = "not verified"
+MISSING = "-"
+
+LEFT_ALIGNED = ("format", "version", "signature", "largest difference of a metric")
+
+SNIPPETS = {
+    "saved_model": """\
+import tensorflow as tf
+serve = tf.saved_model.load({directory!r}).signatures[{signature!r}]
+print(serve.structured_input_signature[1], serve.structured_outputs)""",
+    "checkpoint": """\
+import tensorflow as tf
+graph = tf.saved_model.load({graph!r})
+tf.train.Checkpoint(weights=graph.weights).restore({prefix!r}).expect_partial()
+serve = graph.signatures[{signature!r}]""",
+    "meta_graph": """\
+import tensorflow as tf
+session = tf.compat.v1.Session(graph=tf.Graph())
+with session.graph.as_default():
+    saver = tf.compat.v1.train.import_meta_graph({meta!r})
+    saver.restore(session, {prefix!r})""",
+    "simple_save": """\
+import tensorflow as tf
+session = tf.compat.v1.Session(graph=tf.Graph())
+tf.compat.v1.saved_model.load(session, ["serve"], {directory!r})
+arrays = {{}}  # an array for each placeholder of the input pipeline, such as "<array>_data_ph:0"
+session.run("dataset_init", {{"batch_size_ph:0": 32, **arrays}})""",
+    "keras": """\
+import keras
+network = keras.saving.load_model({keras!r}, compile=False)
+network.summary()""",
+    "tflite": """\
+from ai_edge_litert.interpreter import Interpreter
+serve = Interpreter(model_path={tflite!r}).get_signature_runner({signature!r})
+print(serve.get_input_details(), serve.get_output_details())""",
+    "onnx": """\
+import onnxruntime
+session = onnxruntime.InferenceSession({onnx!r}, providers=["CPUExecutionProvider"])
+print([node.name for node in session.get_inputs()], [node.name for node in session.get_outputs()])""",
+}
+"""How to open each format with its own runtime alone."""
+
+STYLE = """
+:root {
+  color-scheme: light dark;
+  --page: #f6f7f9; --surface: #ffffff; --text: #1b2129; --muted: #586271; --line: #dfe3e9;
+  --good: #14633a; --good-page: #ddf3e4; --bad: #b3261e; --bad-page: #fde7e5;
+  --color-1: #1f5fd0; --color-2: #b45309; --color-3: #7a3fc4; --color-4: #0d7a70;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --page: #13161b; --surface: #1b1f26; --text: #e5e9ef; --muted: #9ca7b6; --line: #323945;
+    --good: #86dca8; --good-page: #15372450; --bad: #ff9d94; --bad-page: #4a1d1b80;
+    --color-1: #7fb0ff; --color-2: #f2a65a; --color-3: #c7a3ff; --color-4: #5fd0c3;
+  }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0 auto; max-width: 70rem; padding: 1.5rem 1rem 4rem; background: var(--page); color: var(--text);
+  font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
+}
+h1 { margin: 0 0 .2rem; font-size: 1.7rem; line-height: 1.25; overflow-wrap: anywhere; }
+h2 { margin: 2.5rem 0 .75rem; font-size: 1.2rem; }
+h3 { margin: 1.4rem 0 .4rem; font-size: 1rem; }
+p, dl, ul { margin: .4rem 0; }
+code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .86em; }
+code { overflow-wrap: anywhere; }
+.muted, figcaption, dt { color: var(--muted); }
+.verdict { display: flex; flex-wrap: wrap; align-items: center; gap: .4rem .8rem; margin: 1rem 0 0; }
+.badge { padding: .2rem .8rem; border: 1px solid; border-radius: 2rem; font-weight: 650; }
+.match { color: var(--good); }
+.mismatch, .damaged { color: var(--bad); font-weight: 650; }
+.badge.match { background: var(--good-page); }
+.badge.mismatch, .problems { background: var(--bad-page); }
+.problems { margin: 1rem 0; padding: .8rem 1rem; border-left: 4px solid var(--bad); border-radius: 4px; }
+.problems h2 { margin: 0; font-size: 1rem; }
+.problems ul { padding-left: 1.2rem; overflow-wrap: anywhere; }
+.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); gap: 1rem; }
+figure { margin: 0; max-width: 34rem; min-width: 0; }
+figure, .scroll, pre, .facts {
+  padding: .8rem; background: var(--surface); border: 1px solid var(--line); border-radius: 8px;
+}
+figcaption { display: flex; flex-wrap: wrap; gap: 0 1rem; margin-bottom: .4rem; font-size: .85rem; }
+figcaption strong { flex: 1 0 100%; color: var(--text); font-size: .95rem; overflow-wrap: anywhere; }
+.scroll { margin: .5rem 0; padding: 0; overflow-x: auto; }
+table { width: 100%; border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .55rem; text-align: right; white-space: nowrap; }
+th { color: var(--muted); font-weight: 600; border-bottom: 1px solid var(--line); }
+tr + tr td { border-top: 1px solid var(--line); }
+.left { text-align: left; }
+.gap td { text-align: center; color: var(--muted); }
+pre { margin: .4rem 0; overflow-x: auto; line-height: 1.5; }
+pre.command { user-select: all; }
+dl.facts { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .35rem 1.2rem; }
+dd { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 30rem) { dl.facts { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; } }
+summary { padding: .3rem 0; cursor: pointer; color: var(--color-1); }
+"""
+
+Found = Mapping[str, Any]
+"""A row of the receipt: what was found of an epoch of an artifact."""
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """What a run's directory says of it.
+
+    Attributes:
+        run: The directory.
+        facts: `run.json`.
+        log: `metrics.jsonl`.
+        verdict: The receipt's, or that there is none.
+        epochs: The receipt's rows of checkpoints, by epoch.
+        exports: The receipt's rows of exports, one for each epoch of each.
+        problems: A sentence for all that does not match.
+    """
+
+    run: RunDirectory
+    facts: Mapping[str, Any]
+    log: Sequence[Row]
+    verdict: str
+    epochs: Mapping[int, Found]
+    exports: Sequence[Found]
+    problems: Sequence[str]
+
+    @property
+    def model(self) -> str:
+        return str(self.facts["config"].get("model", {}).get("_target_", "model")).rpartition(".")[2]
+
+    @property
+    def formats(self) -> str:
+        return ", ".join(dict.fromkeys(found["format"] for found in self.exports)) or "checkpoints"
+
+
+class _Line(NamedTuple):
+    """A line of a table; its status is the last cell."""
+
+    cells: Sequence[str]
+    status: str
 
 
 def write(run: RunDirectory) -> None:
-    pass
+    """Write the page of a run that has been verified.
+
+    Raises:
+        ConfigError: What the run wrote of itself is missing or damaged.
+    """
+    finished = _read(run)
+    title = f"{finished.model}, {finished.formats}: {finished.verdict}"
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("title", title),
+        element("style", STYLE + charts.STYLE),
+    )
+    sections = (_header, _curves, _exports, _metrics, _facts, _commands)
+    body = element("body", element("main", *(part for section in sections for part in section(finished))))
+    page = element("html", head, body, lang="en")
+    text = ElementTree.tostring(page, encoding="us-ascii", method="html").decode("ascii")
+    write_text(run.report, f"<!doctype html>\n{text}\n")
+
+
+def _read(run: RunDirectory) -> _Finished:
+    facts, log = run.read_facts(), run.read_rows()
+    try:
+        receipt = json.loads(run.verification.read_text())
+        verdict, epochs = receipt["verdict"], {found["epoch"]: found for found in receipt["epochs"]}
+        exports = [found for export in receipt.get("exports", []) for found in export["epochs"]]
+        problems = [sentence for found in [*epochs.values(), *exports] for sentence in _problems(found)]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        problem = (
+            f"{run.verification} must be a receipt. Reading it failed: {error!r}. Evaluate the run again."
+        )
+        return _Finished(run, facts, log, UNVERIFIED, {}, [], [problem])
+    return _Finished(run, facts, log, verdict, epochs, exports, problems)
+
+
+def _problems(found: Found) -> Iterator[str]:
+    where = f"{found['artifact']}, epoch {found['epoch']}"
+    for problem in found.get("problems", []):
+        yield f"{where}: {problem}"
+    for name, metric in found["metrics"].items():
+        if not metric["match"]:
+            yield (
+                f"{where}: {name} must be {metric['logged']!r} as logged. Restored: {metric['restored']}, a "
+                f"difference of {_number(metric['difference'], '+.3g')} (tolerance {metric['tolerance']:g})."
+            )
+    for name, answers in found.get("signatures", {}).items():
+        if not answers["match"]:
+            yield (
+                f"{where}: {name} must answer as the trained model did. Largest difference: "
+                f"{_number(answers['max_abs_error'])}, argmax flips: {answers['argmax_flips']}."
+            )
+
+
+def _header(finished: _Finished) -> Iterator[Element]:
+    yield element("h1", finished.model)
+    yield element("p", f"Exported as {finished.formats}.", class_="muted")
+    yield element("p", element("code", str(finished.run.path.absolute())), class_="muted")
+    sign = {MATCH: "✓ ", MISMATCH: "✗ "}.get(finished.verdict, "")
+    num_exports = len({found["artifact"] for found in finished.exports})
+    counts = (
+        f"Epochs verified: {len(finished.epochs)} of {len(finished.log)}. Exports verified: {num_exports}. "
+        "Each was restored, evaluated, and held against the log of the training."
+    )
+    badge = element("span", sign + finished.verdict, class_=f"badge {_class(finished.verdict)}")
+    yield element("p", badge, element("span", counts), class_="verdict")
+    if finished.problems:
+        first, others = finished.problems[:MAX_PROBLEMS], finished.problems[MAX_PROBLEMS:]
+        problems = [element("h2", f"Problems: {len(finished.problems)}"), _list(first)]
+        if others:
+            problems.append(_details(f"{len(others)} more", _list(others)))
+        yield element("section", *problems, class_="problems")
+
+
+def _curves(finished: _Finished) -> Iterator[Element]:
+    yield element("h2", "Learning curves")
+    names = dict.fromkeys(
+        [*finished.log[0].test, *(name for row in finished.log for name in row.train or {})]
+    )
+    yield element("div", *(_curve(finished, name) for name in names), class_="curves")
+
+
+def _curve(finished: _Finished, name: str) -> Element:
+    test = [Point(x=row.epoch, y=row.test[name]) for row in finished.log if name in row.test]
+    train = [Point(x=row.epoch, y=row.train[name]) for row in finished.log if row.train and name in row.train]
+    series = [
+        Series(name=f"train/{name}", points=train, color=2),
+        Series(name=f"test/{name}", points=test),
+        Series(name="restored epoch", points=_restored(name, finished.epochs.values()), shape="circle"),
+        Series(name="restored export", points=_restored(name, finished.exports), shape="square", color=3),
+    ]
+    series = [one for one in series if one.points]
+    title = f"{name} by epoch: {', '.join(one.name for one in series)}"
+    caption = element("figcaption", element("strong", name), charts.legend(series))
+    return element("figure", caption, charts.chart(title, series, x_label="epoch"))
+
+
+def _restored(name: str, rows: Iterable[Found]) -> list[Point]:
+    points = []
+    for found in rows:
+        metric = found["metrics"].get(f"test/{name}")
+        if metric:
+            label = f"{found['format']}, epoch {found['epoch']}: {_number(metric['restored'])}"
+            y = float(metric["restored"])
+            points.append(Point(x=found["epoch"], y=y, label=label, flagged=not metric["match"]))
+    return points
+
+
+def _exports(finished: _Finished) -> Iterator[Element]:
+    if not finished.exports:
+        return
+    yield element("h2", "Exports")
+    lines = [line for found in finished.exports for line in _parity(found)]
+    if lines:
+        header = [
+            "format",
+            "epoch",
+            "signature",
+            "max abs error",
+            "argmax flips",
+            "ms at batch 1",
+            "ms at 32",
+        ]
+        yield element("h3", "Answers of each signature to recorded requests")
+        yield from _table([*header, "version"], lines, MAX_PARITY_ROWS)
+    yield element("h3", "Files and metrics")
+    header = ["format", "epoch", "seconds to load", "size", "largest difference of a metric", "version"]
+    yield from _table(header, list(map(_export, finished.exports)), MAX_PARITY_ROWS)
+    reasons = dict.fromkeys(
+        f"{found['format']} leaves out {', '.join(names)}: {reason}."
+        for found in finished.exports
+        for reason, names in _by_reason(found.get("left_out", {})).items()
+    )
+    if reasons:
+        yield element("h3", "Left out")
+        yield _list(reasons)
+
+
+def _parity(found: Found) -> Iterator[_Line]:
+    for name, answers in found.get("signatures", {}).items():
+        latencies = [answers["latency_ms"].get(size) for size in ("1", "32")]
+        cells = [
+            found["format"],
+            str(found["epoch"]),
+            name,
+            _number(answers["max_abs_error"], ".3g"),
+            str(answers["argmax_flips"]),
+            *(_number(latency, ".3f") for latency in latencies),
+            Path(found["artifact"]).name,
+        ]
+        yield _Line(cells, MATCH if answers["match"] else MISMATCH)
+
+
+def _export(found: Found) -> _Line:
+    differences = [(name, metric["difference"]) for name, metric in found["metrics"].items()]
+    name, worst = max(differences, key=lambda one: _extent(one[1]), default=("", None))
+    largest = f"{name} {_number(worst, '+.3g')}" if worst else _number(worst)
+    cells = [
+        found["format"],
+        str(found["epoch"]),
+        _number(found.get("load_secs"), ".2f"),
+        _size(found.get("size_bytes")),
+        largest,
+        Path(found["artifact"]).name,
+    ]
+    return _Line(cells, _status(found))
+
+
+def _extent(difference: float | str) -> float:
+    return math.inf if isinstance(difference, str) else abs(difference)
+
+
+def _by_reason(left_out: Mapping[str, str]) -> Mapping[str, Sequence[str]]:
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        by_reason.setdefault(reason, []).append(name)
+    return by_reason
+
+
+def _metrics(finished: _Finished) -> Iterator[Element]:
+    yield element("h2", "Metrics of each epoch")
+    names = [f"test/{name}" for name in finished.log[0].test]
+    header = ["epoch", *(column for name in names for column in (name, "restored", "difference"))]
+    lines = []
+    for row in finished.log:
+        found = finished.epochs.get(row.epoch, {"metrics": {}})
+        cells = [str(row.epoch)]
+        for name, logged in row.test.items():
+            metric = found["metrics"].get(f"test/{name}", {})
+            cells += [
+                _number(logged),
+                _number(metric.get("restored")),
+                _number(metric.get("difference"), "+.3g"),
+            ]
+        lines.append(_Line(cells, _status(found) if row.epoch in finished.epochs else UNVERIFIED))
+    yield from _table(header, lines, MAX_EPOCHS)
+
+
+def _status(found: Found) -> str:
+    if not found["metrics"]:
+        return DAMAGED
+    return MATCH if all(metric["match"] for metric in found["metrics"].values()) else MISMATCH
+
+
+def _table(header: Sequence[str], lines: Sequence[_Line], max_lines: int) -> Iterator[Element]:
+    """Yield a table; of more than `max_lines`, those in the middle that do not mismatch are folded below."""
+    half = max_lines // 2
+    middle = range(half, len(lines) - half)
+    hidden = [i for i in middle if lines[i].status in (MATCH, UNVERIFIED)]
+    folded = set(hidden)
+    rows = []
+    for index, line in enumerate(lines):
+        if index not in folded:
+            rows.append(_tr(header, line))
+        elif index - 1 not in folded:
+            rows.append(element("tr", element("td", "…", colspan=len(header) + 1), class_="gap"))
+    yield _framed(header, rows)
+    if hidden:
+        table = _framed(header, [_tr(header, lines[index]) for index in hidden])
+        yield _details(f"{len(hidden)} more rows, none of which mismatches", table)
+
+
+def _framed(header: Sequence[str], rows: Iterable[Element]) -> Element:
+    """Return a table in a frame of its own, in which it scrolls where it is too wide."""
+    names = [element("th", name, scope="col", class_=_side(name)) for name in [*header, "verdict"]]
+    table = element("table", element("thead", element("tr", *names)), element("tbody", *rows))
+    return element("div", table, class_="scroll", tabindex=0)
+
+
+def _tr(header: Sequence[str], line: _Line) -> Element:
+    cells = [element("td", cell, class_=_side(name)) for name, cell in zip(header, line.cells, strict=True)]
+    return element("tr", *cells, element("td", line.status, class_=_class(line.status)))
+
+
+def _side(name: str) -> str:
+    return "left" if name in LEFT_ALIGNED else "right"
+
+
+def _class(status: str) -> str:
+    return status if status in (MATCH, MISMATCH, DAMAGED) else "muted"
+
+
+def _facts(finished: _Finished) -> Iterator[Element]:
+    facts = finished.facts
+    config, data, model = facts["config"], facts["data"], facts.get("model", {})
+    yield element("h2", "What was run")
+    command = shlex.join(
+        ["python", "-m", "pipeline", *_overrides(finished.run.path / ".hydra" / "overrides.yaml")]
+    )
+    yield element("pre", command, class_="command")
+    said = {
+        "Model": f"{config.get('model', {}).get('_target_', MISSING)}, "
+        f"{_number(model.get('parameters'), ',')} parameters",
+        "Data": f"{config['data'].get('_target_', MISSING)}, {_number(data.get('num_train'), ',')} "
+        f"for training and {_number(data.get('num_test'), ',')} to test",
+        "Data's fingerprint": f"SHA-256 {data['fingerprint']}",
+        "Seed": str(facts["seed"]),
+        "Device": _plain(facts.get("device", {})),
+        "Versions": _plain(facts.get("versions", {})),
+        "Graph": _size(facts.get("sizes", {}).get("graph_bytes")),
+    }
+    pairs = (
+        element(tag, text) for name, value in said.items() for tag, text in (("dt", name), ("dd", value))
+    )
+    yield element("dl", *pairs, class_="facts")
+    yield _details(
+        "The whole configuration", element("pre", json.dumps(config, indent=2, ensure_ascii=False))
+    )
+
+
+def _overrides(path: Path) -> list[str]:
+    """Return the overrides of the command, of a YAML list of strings as Hydra writes it."""
+    overrides: list[str] = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        if line.startswith("- "):
+            overrides.append(line.removeprefix("- "))
+        elif line.startswith("  ") and overrides:
+            overrides[-1] += " " + line.strip()
+    return [
+        text[1:-1].replace("''", "'") if re.fullmatch("'.*'", text) else text.strip('"') for text in overrides
+    ]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plain(item)}" for name, item in value.items()) or MISSING
+    return ", ".join(map(_plain, value)) if isinstance(value, list) else str(value)
+
+
+def _commands(finished: _Finished) -> Iterator[Element]:
+    path = finished.run.path.absolute()
+    run_dir = _override("run_dir", path)
+    yield element("h2", "How to use it")
+    yield element("h3", "Verify it again, or export another epoch")
+    yield element("pre", f"python -m pipeline.evaluate {run_dir}", class_="command")
+    yield element("pre", f"python -m pipeline.export {run_dir} export=onnx epoch=best", class_="command")
+    for format, snippet in SNIPPETS.items():
+        directory = finished.run.newest_export(format)
+        if directory:
+            predict = f"python -m pipeline.predict {_override('export_dir', path / 'export' / format)}"
+            yield element("h3", format)
+            yield element("pre", predict, class_="command")
+            yield element("pre", snippet.format_map(_paths(finished, directory.absolute())), class_="command")
+
+
+def _paths(finished: _Finished, directory: Path) -> Mapping[str, str]:
+    """Return what the snippets name: files of an export, and a signature that it holds."""
+    artifact = str(directory.relative_to(finished.run.path.absolute()))
+    held = {
+        name
+        for found in finished.exports
+        if found["artifact"] == artifact
+        for name in found.get("signatures", {})
+    }
+    signature = "serving_default" if "serving_default" in held or not held else sorted(held)[0]
+    indices = sorted(directory.glob("epoch-*.index"), key=lambda path: (len(path.name), path.name))
+    prefix = indices[-1].with_suffix("") if indices else directory / "epoch"
+    paths = {
+        "directory": directory,
+        "prefix": prefix,
+        "meta": prefix.with_suffix(".meta"),
+        "graph": directory / "graph",
+        "keras": directory / "model.keras",
+        "tflite": directory / "model.tflite",
+        "onnx": directory / ("model.onnx" if signature == "serving_default" else f"{signature}.onnx"),
+    }
+    return {"signature": signature, **{name: str(path) for name, path in paths.items()}}
+
+
+def _override(key: str, path: Path) -> str:
+    """Return an override for a shell; what Hydra's grammar would read in a path is in its quotes."""
+    if re.fullmatch(r"[\w./-]+", str(path)):
+        return f"{key}={path}"
+    return shlex.quote(f"{key}={json.dumps(str(path), ensure_ascii=False)}")
+
+
+def _number(value: Any, spec: str = ".6g") -> str:
+    """Return a number as text; a receipt's word for one that is not finite as it is."""
+    if value is None:
+        return MISSING
+    return value if isinstance(value, str) else "0" if value == 0 else f"{value:{spec}}"
+
+
+def _size(num_bytes: int | None) -> str:
+    if num_bytes is None:
+        return MISSING
+    return f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:,.1f} kB"
+
+
+def _list(sentences: Iterable[str]) -> Element:
+    return element("ul", *(element("li", sentence) for sentence in sentences))
+
+
+def _details(summary: str, *content: Element) -> Element:
+    return element("details", element("summary", summary), *content)

@@ -26,7 +26,7 @@ def start_tensorflow(*, seed: int, deterministic: bool) -> None:
         seed: Seeds Python, NumPy and TensorFlow, so that initial weights follow from it alone.
         deterministic: Whether the same operations on the same values must give the same bits.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with held_back_stderr():
         import tensorflow as tf
 

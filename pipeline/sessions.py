@@ -58,7 +58,7 @@ class _Builder:
         Raises:
             ConfigError: It uses a resource that is no variable of the model.
         """
-        function = signature.call
+        function: Any = signature.call
         of_capture = {id(variable.handle): name for name, variable in self.graph.weights.items()}
         num_inputs = len(signature.inputs)
         mapped = {
@@ -69,7 +69,9 @@ class _Builder:
                 strict=True,
             )
         }
-        for tensor, captured in zip(function.graph.inputs[num_inputs:], function.captured_inputs, strict=True):
+        for tensor, captured in zip(
+            function.graph.inputs[num_inputs:], function.captured_inputs, strict=True
+        ):
             if id(captured) in of_capture:
                 mapped[tensor.name] = self.variables[of_capture[id(captured)]].handle
             elif captured.dtype != tf.resource:
@@ -127,9 +129,7 @@ class _Builder:
         outputs = dict(self.call(evaluate, batch, "input_pipeline/evaluate"))
         predict = predicting(signatures, evaluate)
         if predict is not None:
-            inputs = {
-                name: _convert(batch[name], spec) for name, spec in signatures[predict].inputs.items()
-            }
+            inputs = {name: _convert(batch[name], spec) for name, spec in signatures[predict].inputs.items()}
             predicted = self.call(signatures[predict], inputs, "input_pipeline/predict")
             outputs = {**predicted, **outputs}
         _name(outputs)

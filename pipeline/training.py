@@ -251,6 +251,7 @@ def prepare(
     epochs: int,
     seed: int,
     use_xla: bool,
+    best_metric: str,
     config: Mapping[str, Any],
     stopped: Callable[[], bool],
 ) -> Training:
@@ -264,6 +265,7 @@ def prepare(
         epochs: Passes over the training split, which a schedule may have to know.
         seed: Seeds the order of the rows.
         use_xla: Whether XLA compiles a training step.
+        best_metric: The metric that makes an epoch the best; it must be one that `evaluate` returns.
         config: The whole configuration as JSON values, for `run.json`.
         stopped: Asked between chunks of steps.
     """
@@ -273,10 +275,9 @@ def prepare(
         for name, function in built.signatures.items()
     }
     _check_signatures(signatures, set(dataset.train))
-    metric = config["best"]["metric"]
     metrics = [name.removesuffix("_sum") for name in signatures["evaluate"].outputs if name.endswith("_sum")]
-    if metric not in metrics:
-        raise ConfigError([unknown("best.metric", metric, metrics)])
+    if best_metric not in metrics:
+        raise ConfigError([unknown("best.metric", best_metric, metrics)])
     num_steps = dataset.num_train // dataset.batch_size * epochs
     keras_optimizer = optimizer.build(num_steps)
     keras_optimizer.build([variable for variable in built.weights.values() if variable.trainable])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from pipeline import checkpoints, formats, parity
 from pipeline.binding import ConfigError
 from pipeline.config import Verify
 from pipeline.evaluation import Signature, evaluate
-from pipeline.formats.base import Manifest
+from pipeline.formats.base import Manifest, read_manifest
 from pipeline.parity import Parity
 from pipeline.run import Metrics, Row, RunDirectory
 
@@ -93,6 +94,7 @@ class Verified:
         metrics: Comparisons by the metric's name, such as `loss`.
         signatures: Of an export, the answers of its signatures to the recorded requests.
         left_out: Of an export, the signatures that its format cannot hold, each with the reason.
+        quantization: What its weights are stored as, or `none`.
         size_bytes: Of an export, the size of all its files.
         load_secs: Of an export, the time to open it.
         problems: Why it could not be restored; then there is nothing else.
@@ -104,6 +106,7 @@ class Verified:
     metrics: Mapping[str, Comparison] = field(default_factory=dict)
     signatures: Mapping[str, Parity] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    quantization: str = "none"
     size_bytes: int | None = None
     load_secs: float | None = None
     problems: Sequence[str] = ()
@@ -113,6 +116,12 @@ class Verified:
         """Whether it was restored, and every metric and every answer matches."""
         good = all(comparison.match for comparison in self.metrics.values())
         return bool(self.metrics) and good and all(parity.match for parity in self.signatures.values())
+
+    @property
+    def label(self) -> str:
+        """How tables call an export, such as `tflite int8@3`."""
+        quantization = "" if self.quantization == "none" else f" {self.quantization}"
+        return f"{self.format}{quantization}@{self.epoch}"
 
     def as_json(self) -> dict[str, Any]:
         """Return what the receipt says of it."""
@@ -133,11 +142,21 @@ class Verified:
                 for name, found in self.signatures.items()
             }
             row["left_out"] = dict(self.left_out)
+            row["quantization"] = self.quantization
             row["size_bytes"] = self.size_bytes
             row["load_secs"] = self.load_secs
         if self.problems:
             row["problems"] = list(self.problems)
         return row
+
+    def losses(self) -> list[str]:
+        """Return a sentence for each metric of a quantized export: what the quantization costs."""
+        return [
+            f"{self.label}: test/{name} {c.logged:.6g} -> {c.restored:.6g}, {c.difference:+.3g} "
+            f"(accepted: {c.tolerance:g})"
+            for name, c in self.metrics.items()
+            if self.quantization != "none"
+        ]
 
     def complaints(self) -> list[str]:
         """Return a sentence for each metric and each signature that does not match."""
@@ -205,7 +224,7 @@ def verify_checkpoints(
         return Verified(row.epoch, "checkpoint", row.checkpoint, metrics)
 
     return [
-        _verified(row.epoch, "checkpoint", row.checkpoint, lambda row=row: restored(row))
+        _verified(row.epoch, "checkpoint", row.checkpoint, functools.partial(restored, row))
         for row in tqdm(rows, desc="restore and evaluate", unit="epoch", disable=None)
     ]
 
@@ -223,21 +242,21 @@ def verify_exports(
         ConfigError: An export does not say which epochs it holds, or the log lacks one.
     """
     held = []
-    for format, directory in exports.items():
-        manifest = formats.manifest(format, directory)
+    for directory in exports.values():
+        manifest = read_manifest(directory)
         for epoch in manifest.epochs:
             if not 0 <= epoch < len(log):
                 raise ConfigError([f"{directory} holds epoch {epoch}, which the log does not have."])
             held.append((manifest, directory, epoch))
-    found = []
-    for manifest, directory, epoch in tqdm(held, desc="restore exports", unit="export", disable=None):
-        artifact = str(directory.relative_to(run.path))
-
-        def restored() -> Verified:
-            return _verify_export(run, manifest, directory, log, log[epoch], dataset, verify)  # noqa: B023
-
-        found.append(_verified(epoch, manifest.format, artifact, restored))
-    return found
+    return [
+        _verified(
+            epoch,
+            manifest.format,
+            str(directory.relative_to(run.path)),
+            functools.partial(_verify_export, run, manifest, directory, log, epoch, dataset, verify),
+        )
+        for manifest, directory, epoch in tqdm(held, desc="restore exports", unit="epoch", disable=None)
+    ]
 
 
 def _verify_export(
@@ -245,10 +264,11 @@ def _verify_export(
     manifest: Manifest,
     directory: Path,
     log: Sequence[Row],
-    row: Row,
+    epoch: int,
     dataset: Dataset,
     verify: Verify,
 ) -> Verified:
+    row = log[epoch]
     format = formats.load(manifest.format)
     tolerance = tolerance_of(verify, exact=format.TRAITS.exact)
     of_answers = tolerance
@@ -282,6 +302,7 @@ def _verify_export(
             if name in answers
         },
         left_out=manifest.left_out,
+        quantization=manifest.quantization,
         size_bytes=sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()),
         load_secs=load_secs,
     )

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from models.base import BuiltModel
 from pipeline import checkpoints, config
-from pipeline.evaluation import Signature, evaluate, initial_state
+from pipeline.evaluation import evaluate, initial_state
 from pipeline.training import batch_specs
 from tests.cases import CASES, Case
 

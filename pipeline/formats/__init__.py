@@ -43,7 +43,7 @@ def rehearse(source: Source, name: str) -> Mapping[str, str]:
     """
     with tempfile.TemporaryDirectory() as folder:
         _write(source, name, Path(folder))
-        left_out = manifest(name, Path(folder)).left_out
+        left_out = read_manifest(Path(folder)).left_out
         evaluable(name, load(name).open(Path(folder), 0), source.graph())
     return left_out
 
@@ -60,15 +60,6 @@ def _write(source: Source, name: str, directory: Path) -> None:
         quantization=source.options.quantization if name == "tflite" else "none",
     )
     write_manifest(directory, format.TRAITS, facts)
-
-
-def manifest(name: str, directory: Path) -> Manifest:
-    """Return what an export says of itself.
-
-    Raises:
-        ConfigError: Its manifest is missing or damaged.
-    """
-    return read_manifest(directory, load(name).TRAITS)
 
 
 def evaluable(name: str, restored: Mapping[str, Signature], graph: Graph) -> Mapping[str, Signature]:

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline.binding import ConfigError, bind
-from pipeline.config import Export
+from pipeline.binding import ConfigError, bind, unknown
+from pipeline.config import FORMATS, Export
 from pipeline.evaluation import Signature
 from pipeline.run import RunDirectory, write_text
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pipeline.checkpoints import Graph
 
 MANIFEST = "manifest.json"
+FACTS = (".", "assets.extra")
+"""Folders inside an export, one of which has the manifest and the receipt."""
 
 Requests = Mapping[str, Mapping[str, Any]]
 """Example inputs by name, by signature."""
@@ -98,21 +100,29 @@ def write_manifest(directory: Path, traits: Traits, manifest: Manifest) -> None:
     write_text(facts / MANIFEST, json.dumps(asdict(manifest), indent=2) + "\n")
 
 
-def read_manifest(directory: Path, traits: Traits) -> Manifest:
+def has_manifest(directory: Path) -> bool:
+    """Return whether a directory is an export."""
+    return any((directory / facts / MANIFEST).is_file() for facts in FACTS)
+
+
+def read_manifest(directory: Path) -> Manifest:
     """Read the manifest of an export.
 
     Raises:
         ConfigError: It is missing or damaged.
     """
-    path = directory / traits.facts / MANIFEST
+    facts = next((facts for facts in FACTS if (directory / facts / MANIFEST).is_file()), FACTS[0])
+    path = directory / facts / MANIFEST
     problems: list[str] = []
     try:
-        bound = bind(Manifest, json.loads(path.read_text()), "", problems)
+        values = bind(Manifest, json.loads(path.read_text()), "", problems)
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError([f"{path} must say what the export holds: {error}."]) from error
+    if not problems and values["format"] not in FORMATS:
+        problems.append(unknown("format", values["format"], FORMATS))
     if problems:
         raise ConfigError([f"{path} must say what the export holds. It is damaged: {problems[0]}"])
-    return Manifest(**bound)
+    return Manifest(**values)
 
 
 class Format(Protocol):

@@ -42,7 +42,7 @@ def write(source: Source, directory: Path) -> Mapping[str, str]:
     network = keras.models.model_from_json(json.dumps(description["network"]))
     graph = source.graph()
     for variable, name in zip(network.weights, description["weights"], strict=True):
-        variable.assign(graph.weights[name])
+        variable.assign(graph.weights[name].numpy())
     held = _names(network, graph.signatures)
     if not held:
         raise ConfigError(
@@ -75,7 +75,7 @@ def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
     specs = {tensor.name: tf.TensorSpec(tensor.shape, tensor.dtype, tensor.name) for tensor in network.inputs}
     function = tf.function(lambda **inputs: network(inputs), autograph=False)
     signature = signature_of(function.get_concrete_function(**specs))
-    return dict.fromkeys(read_manifest(directory, TRAITS).signatures, signature)
+    return dict.fromkeys(read_manifest(directory).signatures, signature)
 
 
 def _names(network: Any, signatures: Mapping[str, Signature]) -> list[str]:

@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipeline.binding import ConfigError, first_line
 from pipeline.evaluation import Signature, Spec
 from pipeline.formats.base import Source, Traits
@@ -85,7 +83,8 @@ def _convert(signature: Signature, path: Path, opset: int) -> str | None:
 
 def _operations(signature: Signature) -> set[str]:
     """Return the operations of a signature, and of the functions it calls."""
-    graph = signature.call.graph.as_graph_def()  # type: ignore[attr-defined]
+    function: Any = signature.call
+    graph = function.graph.as_graph_def()
     bodies = [graph.node, *(function.node_def for function in graph.library.function)]
     return {node.op for body in bodies for node in body}
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 import tempfile
+import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,7 +92,7 @@ def _convert(source: Source, folder: str, names: Sequence[str]) -> bytes:
                         yield name, dict(request[name])
 
         converter.representative_dataset = representative
-    with held_back_stderr(show_on_error=False):
+    with held_back_stderr(show_on_error=False), warnings.catch_warnings(action="ignore"):
         return bytes(converter.convert())
 
 
@@ -117,17 +119,21 @@ def _interpreter(**arguments: Any) -> Any:
 
 
 def _signatures(interpreter: Any) -> dict[str, Signature]:
-    return {name: _signature(interpreter, name) for name in interpreter.get_signature_list()}
+    lock = threading.Lock()  # An interpreter has one set of tensors.
+    return {name: _signature(interpreter, name, lock) for name in interpreter.get_signature_list()}
 
 
-def _signature(interpreter: Any, name: str) -> Signature:
-    """Return a signature whose inputs are resized only when their shapes change."""
-    runner = interpreter.get_signature_runner(name)
-    inputs, outputs = runner.get_input_details(), runner.get_output_details()
+def _signature(interpreter: Any, name: str, lock: threading.Lock) -> Signature:
+    run = interpreter.get_signature_runner(name)
+
+    def call(**arrays: Any) -> Mapping[str, Any]:
+        with lock:
+            return run(**arrays)
+
     return Signature(
-        {key: _spec(detail) for key, detail in inputs.items()},
-        {key: _spec(detail) for key, detail in outputs.items()},
-        runner,
+        {key: _spec(detail) for key, detail in run.get_input_details().items()},
+        {key: _spec(detail) for key, detail in run.get_output_details().items()},
+        call,
     )
 
 

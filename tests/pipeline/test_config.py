@@ -18,9 +18,10 @@ VALUES: dict[str, Any] = {
     "model": {"_target_": "models.gru.GRUClassifier", "units": 3},
     "data": {"_target_": "data.text.Text", "path": "text.txt"},
     "optimizer": {"_target_": "pipeline.optimizers.Adam", "learning_rate": 1},
-    "export": {"saved_model": {}},
+    "export": {"formats": {"saved_model": True}},
     "train": {"epochs": 2, "compile": "xla", "deterministic": True, "on_interrupt": "stop"},
-    "verify": {"abs_tolerance": 0, "rel_tolerance": 1e-3},
+    "verify": {"abs_tolerance": 0, "rel_tolerance": 1e-3, "quantized_tolerance": None},
+    "best": {"metric": "loss", "direction": "minimize"},
     "seed": 0,
     "epoch": "last",
 }
@@ -69,9 +70,31 @@ NAN_RATE = "optimizer.learning_rate must be a finite number. Received: nan."
         ({"train__epochs": 1.5}, "train.epochs must be an integer. Received: 1.5."),
         ({"train__epochs": float("inf")}, "train.epochs must be an integer. Received: inf."),
         ({"optimizer__learning_rate": float("nan")}, NAN_RATE),
-        ({"epoch": "first"}, "epoch must be last, best, or of 0 to train.epochs (2). Received: first."),
+        ({"epoch": "first"}, f"epoch must be {config.EPOCHS}. Received: first."),
+        ({"epoch": [1, -1]}, f"epoch must be {config.EPOCHS}. Received: [1, -1]."),
         ({"export": None}, "export must be a section. Received: None."),
-        ({"export__saved_model": {"a": 1}}, "export.saved_model.a is not a key. Known here: none."),
+        (
+            {"export__formats": {"saved_model": 1}},
+            "export.formats.saved_model must be true or false. Received: 1.",
+        ),
+        (
+            {"export__formats": {"onnx": False}},
+            f"export.formats must have at least one of {', '.join(config.FORMATS)}. Received: none.",
+        ),
+        (
+            {"export__quantisation": "int8"},
+            "export.quantisation is not a key. Known here: formats, quantization, opset. Did you mean quantization?",
+        ),
+        (
+            {"export__quantization": "int4"},
+            "export.quantization must be one of none, float16, int8. Received: int4. Did you mean int8?",
+        ),
+        (
+            {"export__quantization": "int8"},
+            "export.quantization=int8 changes the metrics. Say by how much they may differ: verify.quantized_tolerance=0.01, for example.",
+        ),
+        ({"export__opset": 9}, "export.opset must be >= 13. Received: 9."),
+        ({"best__direction": "up"}, "best.direction must be one of minimize, maximize. Received: up."),
         (
             {"model": {"_target_": "math.pi"}},
             "model._target_ must name a class that can be imported. Received: math.pi: pi is no class.",
@@ -90,11 +113,18 @@ NAN_RATE = "optimizer.learning_rate must be a finite number. Received: nan."
         ),
         ({"seed": 2**31}, "seed must be <= 2147483647. Received: 2147483648."),
         ({"seed": "???"}, "seed must be given. Add seed=... to the command."),
-        ({"epoch": 3}, "epoch must be last, best, or of 0 to train.epochs (2). Received: 3."),
-        ({"epoch": []}, "epoch must be an integer. Received: []."),
+        ({"epoch": 3}, "epoch must be at most train.epochs (2). Received: 3."),
+        ({"epoch": []}, f"epoch must be {config.EPOCHS}. Received: []."),
+        (
+            {"epoch": [0, 2]},
+            "epoch=[0, 2] needs a format that holds many epochs: checkpoint, meta_graph. Received: saved_model.",
+        ),
         ({"data__path": 3}, "data.path must be a path. Received: 3."),
         ({"data__test_fraction": 1}, "data.test_fraction must be < 1. Received: 1.0."),
-        ({"export": {"onxx": {}}}, "export must be one of saved_model, checkpoint. Received: onxx."),
+        (
+            {"export__formats": {"onxx": True}},
+            f"export must be one of {', '.join(config.FORMATS)}. Received: onxx. Did you mean onnx?",
+        ),
         ({"model__units": 0}, "model.units must be >= 1. Received: 0."),
         ({"model": None}, "model._target_ must name a class. Received: None."),
         (

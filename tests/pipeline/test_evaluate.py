@@ -256,7 +256,7 @@ class TestRefused:
         with pytest.raises(ConfigError, match="holds epoch 2, which the log does not have"):
             run_evaluate(gru_run)
 
-    @pytest.mark.parametrize("manifest", [None, "{}", "["])
+    @pytest.mark.parametrize("manifest", [None, "{}", "[", "[]", '{"format": "onxx"}'])
     def test_an_export_without_its_manifest(self, gru_run: Path, manifest: str | None) -> None:
         export = RunDirectory(gru_run).newest_export("saved_model")
         assert export is not None
@@ -264,25 +264,21 @@ class TestRefused:
         path.unlink()
         if manifest is not None:
             path.write_text(manifest)
-        with pytest.raises(ConfigError, match=r"manifest.json must state the epoch it holds"):
+        with pytest.raises(ConfigError, match=r"manifest.json must say what the export holds"):
             run_evaluate(gru_run)
 
-    @pytest.mark.parametrize("count", [0, 2])
-    def test_a_checkpoint_export_of_none_or_two(self, gru_run: Path, count: int) -> None:
+    def test_a_checkpoint_export_without_its_checkpoint(self, gru_run: Path) -> None:
         export = RunDirectory(gru_run).newest_export("checkpoint")
         assert export is not None
-        index = export / "epoch-0002.index"
-        if count == 0:
-            index.unlink()
-        else:
-            shutil.copy(index, export / "epoch-0009.index")
-        with pytest.raises(ConfigError, match="must hold one checkpoint. Received"):
+        (export / "epoch-0002.index").unlink()
+        with pytest.raises(ConfigError, match="epoch-0002 must be a whole checkpoint"):
             run_evaluate(gru_run)
 
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
             ({"format": "onnx"}, "format must be one of checkpoint, saved_model. Received: onnx"),
+            ({"format": ["saved_model", "keras"]}, "format must be one of .* Received: keras"),
             ({"epochs": 7}, "Received: 7"),
             ({"verify": {"abs_tolerance": -1}}, "verify.abs_tolerance must be >= 0"),
             ({"data": {"foo": 1}}, "data.foo is not a key"),
@@ -312,7 +308,7 @@ class TestRefused:
         export = RunDirectory(gru_run).newest_export("checkpoint")
         assert export is not None
         (export / "epoch-0002.index").unlink()
-        with pytest.raises(ConfigError, match="must hold one checkpoint"):
+        with pytest.raises(ConfigError, match="must be a whole checkpoint"):
             run_evaluate(gru_run)
         assert receipt(gru_run)["verdict"] == "mismatch"
         shutil.rmtree(export)

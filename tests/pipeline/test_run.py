@@ -22,6 +22,9 @@ ROWS = [
 ]
 
 
+BEST = {"metric": "loss", "direction": "minimize"}
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
     run = RunDirectory(tmp_path / "run")
@@ -133,13 +136,28 @@ def test_damaged_facts_are_named(run: RunDirectory, text: str | None, message: s
     [("all", [0, 1, 2]), ("last", [2]), ("best", [1]), (0, [0]), ([2, 0], [2, 0])],
 )
 def test_epochs_are_selected(epochs: object, expected: list[int]) -> None:
-    assert [row.epoch for row in select_rows(ROWS, epochs)] == expected
+    assert [row.epoch for row in select_rows(ROWS, epochs, BEST)] == expected
+
+
+def test_the_best_epoch_is_the_first_of_equals_by_a_metric_and_a_direction() -> None:
+    rows = [
+        dataclasses.replace(row, test={"loss": 1.0, "accuracy": accuracy})
+        for row, accuracy in zip(ROWS, (0.1, 0.9, 0.9), strict=True)
+    ]
+    (best,) = select_rows(rows, "best", {"metric": "accuracy", "direction": "maximize"})
+    assert best.epoch == 1
+    (first,) = select_rows(rows, "best", BEST)
+    assert first.epoch == 0
+    with pytest.raises(
+        ConfigError, match=r"best.metric must be one of loss, accuracy. Received: acuracy. Did"
+    ):
+        select_rows(rows, "best", {"metric": "acuracy", "direction": "maximize"})
 
 
 @pytest.mark.parametrize("epochs", [3, [1, 5], "first", [], True, None, -1, [[1]], {"a": 1}])
 def test_an_epoch_that_is_not_in_the_log_is_refused(epochs: object) -> None:
     with pytest.raises(ConfigError, match="best, last, or of the log's 0 to 2. Received: "):
-        select_rows(ROWS, epochs)
+        select_rows(ROWS, epochs, BEST)
 
 
 def test_versions_increase_strictly(run: RunDirectory) -> None:

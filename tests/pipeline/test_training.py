@@ -14,13 +14,14 @@ from models.base import BuiltModel, signature
 from models.dense import DenseRegressor
 from pipeline import checkpoints, training
 from pipeline.binding import ConfigError
-from pipeline.evaluation import Signature, initial_state
+from pipeline.evaluation import Signature, Spec, initial_state
 from pipeline.optimizers import SGD, Adam
 from pipeline.run import RunDirectory
 from pipeline.training import NonFiniteLoss, Training
 from tests.cases import CASES, Case
 
 DENSE = CASES[-1]
+FLOAT = Spec("float32", (None,))
 
 
 def prepare(path: Path, case: Case = DENSE, **changes: Any) -> Training:
@@ -31,6 +32,7 @@ def prepare(path: Path, case: Case = DENSE, **changes: Any) -> Training:
         "epochs": 2,
         "seed": 0,
         "use_xla": False,
+        "best_metric": "loss",
         "config": {},
         "stopped": lambda: False,
         **changes,
@@ -179,7 +181,8 @@ def test_a_model_that_cannot_be_evaluated_is_refused(
     signatures: dict[str, tuple[set[str], set[str]]], message: str
 ) -> None:
     made = {
-        name: Signature(tuple(inputs), tuple(outputs), dict) for name, (inputs, outputs) in signatures.items()
+        name: Signature(dict.fromkeys(inputs, FLOAT), dict.fromkeys(outputs, FLOAT), dict)
+        for name, (inputs, outputs) in signatures.items()
     }
     with pytest.raises(ConfigError, match=message):
         training._check_signatures(made, {"feature", "target"})

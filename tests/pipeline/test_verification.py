@@ -6,20 +6,22 @@ import sys
 
 import pytest
 
+from pipeline.binding import ConfigError
 from pipeline.config import Verify
+from pipeline.parity import Parity
+from pipeline.receipts import metrics_table, parity_table
 from pipeline.run import Row
-from pipeline.verification import Verified, compare, table
+from pipeline.verification import Tolerance, Verified, compare, tolerance_of
 
 
 def verified(epoch: int, logged: float = 0.5, restored: float | None = None) -> Verified:
     row = Row(epoch, epoch, None, {"accuracy": 1.0, "loss": logged}, f"checkpoints/epoch-{epoch}")
     metrics = {"accuracy": 1.0, "loss": logged if restored is None else restored}
-    exact = Verify(abs_tolerance=0, rel_tolerance=0)
-    return compare(row, metrics, exact, format="checkpoint", artifact=row.checkpoint)
+    return Verified(epoch, "checkpoint", row.checkpoint, compare(row, metrics, Tolerance()))
 
 
 def test_columns_are_aligned() -> None:
-    text = table([verified(0), verified(10, 123456.7)], [verified(10)], columns=sys.maxsize)
+    text = metrics_table([verified(0), verified(10, 123456.7)], [verified(10)], columns=sys.maxsize)
     assert text.splitlines() == [
         "        epoch  test_accuracy  test_loss  restored_accuracy  restored_loss  match",
         "            0              1        0.5                  1            0.5    yes",
@@ -30,7 +32,7 @@ def test_columns_are_aligned() -> None:
 
 def test_a_narrow_terminal_gets_the_columns_that_fit() -> None:
     rows = [verified(0), verified(1, restored=0.25)]
-    lines = table(rows, [], columns=60).splitlines()
+    lines = metrics_table(rows, [], columns=60).splitlines()
     assert lines == [
         "epoch  test_accuracy  test_loss  match",
         "    0              1        0.5    yes",
@@ -38,9 +40,51 @@ def test_a_narrow_terminal_gets_the_columns_that_fit() -> None:
     ]
 
 
+def exported(quantization: str = "none") -> Verified:
+    row = Row(3, 3, None, {"loss": 0.5}, "checkpoints/epoch-3")
+    return Verified(
+        3,
+        "tflite",
+        "export/tflite/1",
+        compare(row, {"loss": 0.75}, Tolerance(0.5)),
+        {
+            "serving_default": Parity(1.25e-7, 0, True, {1: 0.00351, 32: 1.5}),
+            "initial_state": Parity(0.5, 2, False, {1: 123.4}),
+        },
+        quantization=quantization,
+        size_bytes=1_234_567,
+        load_secs=0.25,
+    )
+
+
+def test_the_parity_table_has_a_line_for_each_signature() -> None:
+    assert parity_table([exported()], columns=sys.maxsize).splitlines() == [
+        "  export        signature  max_error  flips  ms_at_1  ms_at_32  load_s  size_kB  match",
+        "tflite@3  serving_default    1.2e-07      0  0.00351       1.5    0.25    1,235    yes",
+        "tflite@3    initial_state        0.5      2      123         -    0.25    1,235     NO",
+    ]
+    assert "ms_at" not in parity_table([exported()], columns=80)
+    assert parity_table([], columns=80) == ""
+
+
+def test_one_signature_that_does_not_match_is_a_mismatch() -> None:
+    found = exported()
+    assert all(comparison.match for comparison in found.metrics.values())
+    assert not found.match
+    assert found.complaints() == [
+        "export/tflite/1, epoch 3: initial_state must answer as the trained model did. "
+        "Largest difference: 0.5, argmax flips: 2."
+    ]
+
+
+def test_what_quantization_costs_is_said() -> None:
+    assert exported().losses() == []
+    assert exported("int8").losses() == ["tflite int8@3: test/loss 0.5 -> 0.75, +0.25 (accepted: 0.5)"]
+
+
 def test_a_long_table_leaves_out_matching_rows_in_its_middle() -> None:
     rows = [verified(epoch) for epoch in range(100)]
-    lines = table(rows, [], columns=200).splitlines()
+    lines = metrics_table(rows, [], columns=200).splitlines()
     assert len(lines) == 1 + 24 + 1
     assert "... 76 matching rows ..." in lines[13]
     assert [line.split()[0] for line in (lines[1], lines[12], lines[14], lines[-1])] == [
@@ -53,7 +97,7 @@ def test_a_long_table_leaves_out_matching_rows_in_its_middle() -> None:
 
 def test_a_mismatch_is_never_left_out() -> None:
     rows = [verified(epoch, restored=0.25 if epoch == 50 else None) for epoch in range(100)]
-    lines = table(rows, [], columns=200).splitlines()
+    lines = metrics_table(rows, [], columns=200).splitlines()
     assert len(lines) == 101
     assert [line.split()[0] for line in lines if line.endswith("NO")] == ["50"]
 
@@ -67,10 +111,31 @@ def test_the_complaint_gives_both_values_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("abs_tolerance", "rel_tolerance", "match"),
-    [(0, 0, False), (0.5, 0, True), (0.4, 0, False), (0, 0.25, True), (0.3, 0.1, True), (0.2, 0.1, False)],
+    ("absolute", "relative", "of_scale", "match"),
+    [
+        (0, 0, 0, False),
+        (0.5, 0, 0, True),
+        (0.4, 0, 0, False),
+        (0, 0.25, 0, True),
+        (0.3, 0.1, 0, True),
+        (0.2, 0.1, 0, False),
+        (0.2, 0.1, 0.01, True),
+    ],
 )
-def test_tolerances_add_up(abs_tolerance: float, rel_tolerance: float, match: bool) -> None:
-    tolerance = Verify(abs_tolerance=abs_tolerance, rel_tolerance=rel_tolerance)
-    row = Row(0, 0, None, {"loss": -2.0}, "c")
-    assert compare(row, {"loss": -1.5}, tolerance, format="f", artifact="a").match is match
+def test_tolerances_add_up(absolute: float, relative: float, of_scale: float, match: bool) -> None:
+    row, first = (Row(0, 0, None, {"loss": loss}, "c") for loss in (-2.0, 10.0))
+    tolerance = Tolerance(absolute, relative, of_scale)
+    assert compare(row, {"loss": -1.5}, tolerance, [first, row])["loss"].match is match
+
+
+def test_what_is_not_given_is_the_formats_own() -> None:
+    nothing = Verify(abs_tolerance=None, rel_tolerance=None, quantized_tolerance=None)
+    assert tolerance_of(nothing, exact=True) == Tolerance(0, 0, 0)
+    assert tolerance_of(nothing, exact=False) == Tolerance(0, 1e-5, 2**-23)
+    given = Verify(abs_tolerance=None, rel_tolerance=1e-6, quantized_tolerance=None)
+    assert tolerance_of(given, exact=True) == tolerance_of(given, exact=False) == Tolerance(0, 1e-6, 0)
+
+
+def test_a_missing_metric_is_no_match() -> None:
+    with pytest.raises(ConfigError, match=r"must have the metrics \['accuracy'\]. Received: \['loss'\]"):
+        compare(Row(0, 0, None, {"loss": 1.0}, "c"), {"accuracy": 1.0}, Tolerance())

@@ -1,0 +1,240 @@
+"""A predictor: any export behind one interface, NumPy in and NumPy out.
+
+    predictor = pipeline.predictor.open("outputs/.../export/onnx")
+    predictor(images=images)["class_id"]
+    predictor.signatures["generate"](prompt="ROMEO:", length=600, temperature=0.8, seed=[1, 2])["text"]
+
+Requests are checked against the signature's names, dtypes and shapes. TensorFlow is imported only for the
+formats that are TensorFlow's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import formats, receipts, runtime
+from pipeline.binding import ConfigError, first_line, unknown
+from pipeline.evaluation import Signature, Spec
+from pipeline.formats.base import has_manifest, read_manifest
+
+WITHOUT_TENSORFLOW = ("tflite", "onnx")
+DEFAULT = "serving_default"
+
+Arrays = dict[str, np.ndarray]
+
+
+class RequestError(ValueError):
+    """A request that a signature does not take; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A signature that checks what it is called with.
+
+    Attributes:
+        inputs: The spec of each input by name.
+        outputs: The spec of each output by name.
+        call: Takes arrays, or what NumPy makes arrays of, by name; returns arrays by name.
+    """
+
+    inputs: Mapping[str, Spec]
+    outputs: Mapping[str, Spec]
+    call: Callable[..., Arrays]
+
+    def __call__(self, **inputs: Any) -> Arrays:
+        """Answer a request.
+
+        Raises:
+            RequestError: A name, a dtype or a shape is wrong, or the runtime refuses the values.
+        """
+        return self.call(**inputs)
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """An open export.
+
+    Attributes:
+        directory: The version that was opened.
+        format: Name of its format.
+        epoch: The epoch whose variables it has.
+        signatures: Every signature by name.
+    """
+
+    directory: Path
+    format: str
+    epoch: int
+    signatures: Mapping[str, Served]
+
+    def __call__(self, **inputs: Any) -> Arrays:
+        """Answer a request to `serving_default`.
+
+        Raises:
+            RequestError: There is none, or it does not take the request.
+        """
+        if DEFAULT not in self.signatures:
+            raise RequestError(unknown("signature", DEFAULT, self.signatures))
+        return self.signatures[DEFAULT].call(**inputs)
+
+
+def open(export_dir: str | Path, *, allow_unverified: bool = False) -> Predictor:
+    """Open an export.
+
+    Args:
+        export_dir: A version's directory, or that of a format, of which the newest version is taken.
+        allow_unverified: Whether to open an export that was not verified, or not with success.
+
+    Raises:
+        ConfigError: There is no export, it is damaged, or its receipt is missing or says mismatch.
+    """
+    directory = _newest_version(Path(export_dir))
+    manifest = read_manifest(directory)
+    receipt = receipts.read(directory)
+    if not allow_unverified and (receipt is None or receipt["verdict"] != "match"):
+        found = "There is no receipt" if receipt is None else "The receipt says mismatch"
+        raise ConfigError(
+            [
+                f"An export must be verified before it predicts. {found}: {directory}. Verify it with "
+                f"python -m pipeline.evaluate run_dir={manifest.run}, or allow it with allow_unverified."
+            ]
+        )
+    if manifest.format not in WITHOUT_TENSORFLOW:
+        runtime.start_tensorflow(seed=0, deterministic=False)
+    epoch = manifest.epochs[-1]
+    signatures = formats.load(manifest.format).open(directory, epoch)
+    return Predictor(
+        directory,
+        manifest.format,
+        epoch,
+        {name: _served(name, signature) for name, signature in signatures.items()},
+    )
+
+
+def _newest_version(path: Path) -> Path:
+    if has_manifest(path):
+        return path
+    versions = [found for found in path.glob("*") if found.name.isdecimal() and has_manifest(found)]
+    if not versions:
+        raise ConfigError(
+            [f"export_dir must be an export, or a folder of its versions such as RUN/export/onnx: {path}."]
+        )
+    return max(versions, key=lambda found: int(found.name))
+
+
+def _served(name: str, signature: Signature) -> Served:
+    """Return a signature with its checks, which cost about a microsecond for a request that is right."""
+    run = signature.call
+    expected = [
+        (
+            key,
+            np.dtype(object if spec.dtype == "string" else spec.dtype),
+            len(spec.shape or ()),
+            spec.batched,
+            [(axis, size) for axis, size in enumerate(spec.shape or ()) if size is not None],
+        )
+        for key, spec in signature.inputs.items()
+    ]
+
+    def fits(inputs: Mapping[str, Any]) -> bool:
+        """Whether a request is arrays of the right dtypes and shapes already."""
+        if len(inputs) != len(expected):
+            return False
+        num_rows = None
+        for key, dtype, rank, batched, sizes in expected:
+            value = inputs.get(key)
+            if type(value) is not np.ndarray or value.dtype is not dtype or value.ndim != rank:
+                return False
+            shape = value.shape
+            for axis, size in sizes:
+                if shape[axis] != size:
+                    return False
+            if batched:
+                if num_rows is not None and num_rows != shape[0]:
+                    return False
+                num_rows = shape[0]
+        return True
+
+    def call(**inputs: Any) -> Arrays:
+        arrays = inputs if fits(inputs) else _checked(name, signature.inputs, inputs)
+        try:
+            outputs = run(**arrays)
+        except Exception as error:  # Each runtime has errors of its own.
+            raise RequestError(f"{name} cannot answer this request: {first_line(error)}") from error
+        return {
+            key: value if type(value) is np.ndarray else np.asarray(value) for key, value in outputs.items()
+        }
+
+    return Served(signature.inputs, signature.outputs, call)
+
+
+def _checked(name: str, specs: Mapping[str, Spec], inputs: Mapping[str, Any]) -> Arrays:
+    """Return a request as arrays.
+
+    Raises:
+        RequestError: With everything that is wrong with it.
+    """
+    problems = [
+        f"{name} takes {', '.join(specs) or 'nothing'}. Received also: {key}."
+        for key in inputs
+        if key not in specs
+    ]
+    problems += [f"{key} must be given: {spec}." for key, spec in specs.items() if key not in inputs]
+    arrays: Arrays = {}
+    for key, spec in specs.items():
+        if key in inputs:
+            try:
+                arrays[key] = _array(inputs[key], spec)
+            except (ValueError, TypeError, OverflowError) as error:
+                problems.append(f"{key} must be {spec}. {error}")
+    sizes = {key: array.shape[0] for key, array in arrays.items() if specs[key].batched}
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{key} {size}" for key, size in sizes.items())
+        problems.append(f"All inputs must have the same number of rows. Received: {listed}.")
+    if problems:
+        raise RequestError(" ".join(problems))
+    return arrays
+
+
+def _array(value: Any, spec: Spec) -> np.ndarray:
+    """Return a value as an array of a dtype and a shape.
+
+    Raises:
+        ValueError: It is not; the message is what was received.
+    """
+    if isinstance(value, np.ndarray):
+        array = value
+    else:
+        array = np.array(value, dtype=object) if spec.dtype == "string" else np.array(value)
+    if spec.dtype == "string":
+        if not all(isinstance(item, str | bytes) for item in array.ravel()):
+            raise ValueError(f"Received: {value!r}.")
+        array = np.array([_encoded(item) for item in array.ravel()], dtype=object).reshape(array.shape)
+    elif array.dtype != spec.dtype:
+        array = _converted(value, array, np.dtype(spec.dtype))
+    if not spec.accepts(array.shape):
+        raise ValueError(f"Received the shape {list(array.shape)}.")
+    return array
+
+
+def _encoded(text: str | bytes) -> bytes:
+    return text.encode() if isinstance(text, str) else text
+
+
+def _converted(value: Any, array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """Return plain numbers as a dtype that can hold them; an array has the dtype that it has."""
+    if isinstance(value, np.ndarray | np.generic):
+        raise ValueError(f"Received: {array.dtype}. Convert it with .astype({dtype.name!r}).")
+    if array.size == 0 and array.dtype.kind == "f":
+        return array.astype(dtype)
+    if array.dtype.kind not in {"f": "fiu", "i": "iu", "u": "iu", "b": "b"}.get(dtype.kind, ""):
+        raise ValueError(f"Received: {array.dtype.name} {value!r}.")
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        if array.size and (array.min() < limits.min or array.max() > limits.max):
+            raise ValueError(f"Received a number outside {limits.min} to {limits.max}.")
+    return array.astype(dtype)
