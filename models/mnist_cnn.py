@@ -77,7 +77,9 @@ class MnistCNN:
 
         def logits_of(images: tf.Tensor) -> tf.Tensor:
             if images.dtype == tf.uint8:
-                images = tf.cast(images, tf.float32) / 255.0
+                # TensorFlow makes a division by a constant a product with its inverse, which is another
+                # number than the quotient that whoever feeds floats has computed. Not so this one.
+                images = tf.math.divide_no_nan(tf.cast(images, tf.float32), 255.0)
             return network(images)
 
         def loss(batch: Tensors, seed: tf.Tensor) -> tuple[tf.Tensor, Tensors]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+NO_REASON = ("Graph execution error", "Detected at node", "Node:")
 TYPE_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
 
 
@@ -179,5 +180,10 @@ def unknown(key: str, value: Any, known: Iterable[Any], *, what: str = "choice")
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, or its type if it says nothing."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    """Return the first line of what an error says that says something, or else its type.
+
+    TensorFlow's begin with where, and only then say what.
+    """
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith(NO_REASON)]
+    failed = [line for line in lines if "assertion failed" in line]
+    return (failed or lines or [type(error).__name__])[0].strip()

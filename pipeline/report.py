@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,9 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-from pipeline import charts
+from omegaconf import OmegaConf
+
+from pipeline import charts, command
 from pipeline.charts import Point, Series, element
 from pipeline.run import Row, RunDirectory, write_text
 
@@ -304,7 +305,7 @@ def _exports(finished: _Finished) -> Iterator[Element]:
     header = ["format", "epoch", "seconds to load", "size", "largest difference of a metric", "version"]
     yield from _table(header, list(map(_export, finished.exports)), MAX_PARITY_ROWS)
     reasons = dict.fromkeys(
-        f"{found['format']} leaves out {', '.join(names)}: {reason}."
+        f"{_format(found)} leaves out {', '.join(names)}: {reason}."
         for found in finished.exports
         for reason, names in _by_reason(found.get("left_out", {})).items()
     )
@@ -317,7 +318,7 @@ def _parity(found: Found) -> Iterator[_Line]:
     for name, answers in found.get("signatures", {}).items():
         latencies = [answers["latency_ms"].get(size) for size in ("1", "32")]
         cells = [
-            found["format"],
+            _format(found),
             str(found["epoch"]),
             name,
             _number(answers["max_abs_error"], ".3g"),
@@ -328,12 +329,17 @@ def _parity(found: Found) -> Iterator[_Line]:
         yield _Line(cells, MATCH if answers["match"] else MISMATCH)
 
 
+def _format(found: Found) -> str:
+    quantization = found.get("quantization", "none")
+    return found["format"] if quantization == "none" else f"{found['format']} {quantization}"
+
+
 def _export(found: Found) -> _Line:
     differences = [(name, metric["difference"]) for name, metric in found["metrics"].items()]
     name, worst = max(differences, key=lambda one: _extent(one[1]), default=("", None))
     largest = f"{name} {_number(worst, '+.3g')}" if worst else _number(worst)
     cells = [
-        found["format"],
+        _format(found),
         str(found["epoch"]),
         _number(found.get("load_secs"), ".2f"),
         _size(found.get("size_bytes")),
@@ -421,10 +427,8 @@ def _facts(finished: _Finished) -> Iterator[Element]:
     facts = finished.facts
     config, data, model = facts["config"], facts["data"], facts.get("model", {})
     yield element("h2", "What was run")
-    command = shlex.join(
-        ["python", "-m", "pipeline", *_overrides(finished.run.path / ".hydra" / "overrides.yaml")]
-    )
-    yield element("pre", command, class_="command")
+    overrides = _overrides(finished.run.path / ".hydra" / "overrides.yaml")
+    yield element("pre", shlex.join(["python", "-m", "pipeline", *overrides]), class_="command")
     said = {
         "Model": f"{config.get('model', {}).get('_target_', MISSING)}, "
         f"{_number(model.get('parameters'), ',')} parameters",
@@ -446,16 +450,8 @@ def _facts(finished: _Finished) -> Iterator[Element]:
 
 
 def _overrides(path: Path) -> list[str]:
-    """Return the overrides of the command, of a YAML list of strings as Hydra writes it."""
-    overrides: list[str] = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        if line.startswith("- "):
-            overrides.append(line.removeprefix("- "))
-        elif line.startswith("  ") and overrides:
-            overrides[-1] += " " + line.strip()
-    return [
-        text[1:-1].replace("''", "'") if re.fullmatch("'.*'", text) else text.strip('"') for text in overrides
-    ]
+    """Return the overrides of the command, as Hydra keeps them."""
+    return [str(text) for text in OmegaConf.load(path)] if path.exists() else []
 
 
 def _plain(value: Any) -> str:
@@ -466,7 +462,7 @@ def _plain(value: Any) -> str:
 
 def _commands(finished: _Finished) -> Iterator[Element]:
     path = finished.run.path.absolute()
-    run_dir = _override("run_dir", path)
+    run_dir = shlex.quote(command.override("run_dir", path))
     yield element("h2", "How to use it")
     yield element("h3", "Verify it again, or export another epoch")
     yield element("pre", f"python -m pipeline.evaluate {run_dir}", class_="command")
@@ -474,9 +470,9 @@ def _commands(finished: _Finished) -> Iterator[Element]:
     for format, snippet in SNIPPETS.items():
         directory = finished.run.newest_export(format)
         if directory:
-            predict = f"python -m pipeline.predict {_override('export_dir', path / 'export' / format)}"
+            export_dir = shlex.quote(command.override("export_dir", path / "export" / format))
             yield element("h3", format)
-            yield element("pre", predict, class_="command")
+            yield element("pre", f"python -m pipeline.predict {export_dir}", class_="command")
             yield element("pre", snippet.format_map(_paths(finished, directory.absolute())), class_="command")
 
 
@@ -502,13 +498,6 @@ def _paths(finished: _Finished, directory: Path) -> Mapping[str, str]:
         "onnx": directory / ("model.onnx" if signature == "serving_default" else f"{signature}.onnx"),
     }
     return {"signature": signature, **{name: str(path) for name, path in paths.items()}}
-
-
-def _override(key: str, path: Path) -> str:
-    """Return an override for a shell; what Hydra's grammar would read in a path is in its quotes."""
-    if re.fullmatch(r"[\w./-]+", str(path)):
-        return f"{key}={path}"
-    return shlex.quote(f"{key}={json.dumps(str(path), ensure_ascii=False)}")
 
 
 def _number(value: Any, spec: str = ".6g") -> str:

@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,14 +83,15 @@ def evaluate_bare(run_dir: str) -> None:
         for name, variable in graph.weights.items():
             key = name.replace(".", "..").replace("/", ".S")
             variable.assign(reader.get_tensor(f"weights/{key}/.ATTRIBUTES/VARIABLE_VALUE"))
-        loss = 0.0
+        totals: Counter[str] = Counter()
         for start in range(0, len(images), dataset.batch_size):
             rows = slice(start, start + dataset.batch_size)
-            loss += float(evaluate(images=images[rows], labels=labels[rows])["loss_sum"])
-        if loss / len(images) != row["test"]["loss"]:
-            raise ValueError(
-                f"The loss must be {row['test']['loss']} as logged. Received: {loss / len(images)}."
-            )
+            sums = evaluate(images=images[rows], labels=labels[rows])
+            totals.update({name: float(value) for name, value in sums.items()})
+        count = totals.pop("count")
+        metrics = {name.removesuffix("_sum"): total / count for name, total in totals.items()}
+        if metrics != row["test"]:
+            raise ValueError(f"The metrics must be {row['test']} as logged. Received: {metrics}.")
 
 
 def measure(run_dir: Path, repeats: int) -> list[list[float]]:

@@ -83,7 +83,8 @@ NAN_RATE = "optimizer.learning_rate must be a finite number. Received: nan."
         ),
         (
             {"export__quantisation": "int8"},
-            "export.quantisation is not a key. Known here: formats, quantization, opset. Did you mean quantization?",
+            "export.quantisation is not a key. Known here: formats, quantization, opset. "
+            "Did you mean quantization?",
         ),
         (
             {"export__quantization": "int4"},
@@ -91,7 +92,8 @@ NAN_RATE = "optimizer.learning_rate must be a finite number. Received: nan."
         ),
         (
             {"export__quantization": "int8"},
-            "export.quantization=int8 changes the metrics. Say by how much they may differ: verify.quantized_tolerance=0.01, for example.",
+            "export.quantization=int8 changes the metrics. Say by how much they may differ: "
+            "verify.quantized_tolerance=0.01, for example.",
         ),
         ({"export__opset": 9}, "export.opset must be >= 13. Received: 9."),
         ({"best__direction": "up"}, "best.direction must be one of minimize, maximize. Received: up."),

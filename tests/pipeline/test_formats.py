@@ -100,7 +100,7 @@ for prefix in tf1.train.get_checkpoint_state(directory).all_model_checkpoint_pat
             assert abs(accuracy - sums[0] / sums[2]) < 1e-6 and abs(loss - sums[1] / sums[2]) < 1e-6
             assert (logits.argmax(1) == probabilities.argmax(1)).all()
             totals += [float(value) for value in sums]
-        print(repr(totals[0] / totals[2]), repr(totals[1] / totals[2]))
+        print(*(repr(value) for value in (totals[:2] / totals[2]).tolist()))
 assert not {"pipeline", "models", "data"} & set(sys.modules)
 """
 

@@ -1,0 +1,171 @@
+"""`python -m pipeline.predict`: a filter of JSON lines."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import predict, predictor
+from pipeline.evaluation import Signature, Spec
+from pipeline.predict import Settings
+from pipeline.predictor import Predictor
+from tests.cases import CASES
+from tests.conftest import Finished
+
+DENSE = CASES[3]
+SUM = Signature(
+    {"x": Spec("float32", (None, 2))},
+    {"y": Spec("float32", (None,))},
+    lambda x: {"y": x.sum(1)},
+)
+TEXT = Signature(
+    {"prompt": Spec("string", ()), "seed": Spec("int32", (2,))},
+    {"text": Spec("string", ())},
+    lambda prompt, seed: {"text": np.array(prompt.item() + b"\xff%d" % seed.sum(), dtype=object)},
+)
+
+
+def run(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    lines: Sequence[str],
+    **changes: Any,
+) -> tuple[int, list[dict[str, Any]]]:
+    """Call the command's function on some lines, with a predictor of two signatures."""
+    signatures = {"serving_default": SUM, "generate": TEXT} | changes.pop("signatures", {})
+    opened = Predictor(
+        Path(), "onnx", 0, {name: predictor._served(name, one) for name, one in signatures.items()}
+    )
+    monkeypatch.setattr(predictor, "open", lambda *arguments, **options: opened)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(line + "\n" for line in lines)))
+    settings = Settings(
+        **{
+            "export_dir": Path(),
+            "signature": None,
+            "allow_unverified": False,
+            "batch_size": 1,
+            "batch_wait_secs": 0.2,
+            **changes,
+        }
+    )
+    code = predict.predict(settings)
+    return code, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+Patch = pytest.MonkeyPatch
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_line_for_a_line_whatever_is_bad(monkeypatch: Patch, capsys: Capture, batch_size: int) -> None:
+    lines = [
+        '{"x": [1, 2]}',
+        '{"x": [[1, 2], [3, 4]]}',
+        "",
+        "nonsense",
+        "[1]",
+        '{"x": [1, 2, 3]}',
+        '{"x": "a"}',
+        '{"x": [1, 2], "z": 3}',
+        "{}",
+        "[" * 100_000,
+        '{"x": [0.1, 0]}',
+    ]
+    code, answers = run(monkeypatch, capsys, lines, batch_size=batch_size)
+    assert code == 2
+    assert [next(iter(answer)) for answer in answers] == ["y", "y", *["error"] * 7, "y"]
+    assert answers[0] == {"y": 3.0}
+    assert answers[1] == {"y": [3.0, 7.0]}
+    assert answers[-1] == {"y": 0.1}, "the fewest digits that give the bits"
+    assert "Received the shape [1, 3]" in answers[4]["error"]
+
+
+def test_a_line_names_its_signature_by_its_inputs(monkeypatch: Patch, capsys: Capture) -> None:
+    code, answers = run(monkeypatch, capsys, ['{"prompt": "é", "seed": 3}', '{"x": [1, 2]}'])
+    assert code == 0
+    assert answers == [{"text": "é\\xff6"}, {"y": 3.0}]
+    code, answers = run(monkeypatch, capsys, ['{"x": [1, 2]}'], signature="generate")
+    assert code == 2
+    assert "generate takes prompt, seed. Received also: x." in answers[0]["error"]
+    with pytest.raises(ValueError, match="signature must be one of serving_default, generate. Received: gen"):
+        run(monkeypatch, capsys, [], signature="gen")
+
+
+def test_waiting_lines_are_answered_by_one_call(monkeypatch: Patch, capsys: Capture) -> None:
+    sizes: list[int] = []
+
+    def call(x: np.ndarray) -> dict[str, np.ndarray]:
+        sizes.append(len(x))
+        if (x < 0).any():
+            raise ValueError("negative")
+        return {"y": x.sum(1)}
+
+    signatures = {"serving_default": Signature(SUM.inputs, SUM.outputs, call)}
+    lines = ['{"x": [1, 2]}', '{"x": [[3, 4], [5, 6]]}', '{"x": [7, 8]}', '{"x": [9, 10]}', '{"x": [0, 0]}']
+    code, answers = run(monkeypatch, capsys, lines, batch_size=4, signatures=signatures)
+    assert code == 0
+    assert [answer["y"] for answer in answers] == [3, [7, 11], 15, 19, 0]
+    assert sizes == [5, 1]
+    sizes.clear()
+    lines[1] = '{"x": [-1, 0]}'
+    code, answers = run(monkeypatch, capsys, lines, batch_size=4, signatures=signatures)
+    assert code == 2
+    assert sizes == [4, 1, 1, 1, 1, 1], "one bad line does not spoil the others"
+    assert "serving_default cannot answer this request: negative" in answers[1]["error"]
+    assert [answer.get("y") for answer in answers] == [3, None, 15, 19, 0]
+
+
+def test_a_line_does_not_wait_longer_than_it_must(monkeypatch: Patch) -> None:
+    lines = iter(["1\n", "2\n", "3\n"])
+    assert list(predict._batches(lines, 8, 0.5)) == [["1\n", "2\n", "3\n"]]  # type: ignore[arg-type]
+
+    def slowly() -> Any:
+        yield "1\n"
+        while True:
+            yield "\n"
+
+    batches = predict._batches(slowly(), 8, 0.01)
+    assert next(batches) == ["1\n"]
+
+
+def test_an_answer_that_json_cannot_say(monkeypatch: Patch, capsys: Capture) -> None:
+    signatures = {"serving_default": Signature(SUM.inputs, SUM.outputs, lambda x: {"y": x.sum(1) / 0.0})}
+    with np.errstate(divide="ignore"):
+        _, answers = run(monkeypatch, capsys, ['{"x": [1, 2]}'], signatures=signatures)
+    assert answers == [{"error": "the answer is not finite, which JSON cannot say"}]
+
+
+def test_it_is_a_filter(finished: Finished) -> None:
+    path = finished.of(DENSE)[0] / "export" / "onnx"
+    command = [sys.executable, "-m", "pipeline.predict", f"export_dir='{path}'"]
+    lines = '{"number": 7}\n{"number": "seven"}\n{"feature": [[7, 7], [8, 8]]}\n'
+    completed = subprocess.run(
+        command, input=lines, capture_output=True, text=True, check=False, timeout=60, cwd="/"
+    )
+    answers = [json.loads(line) for line in completed.stdout.splitlines()]
+    assert [set(answer) for answer in answers] == [{"output"}, {"error"}, {"output"}]
+    assert np.shape(answers[2]["output"]) == (2, 1)
+    assert completed.stderr == "1 of 3 lines were bad\n"
+    assert completed.returncode == 2
+
+
+def test_it_answers_before_the_input_ends(finished: Finished) -> None:
+    path = finished.of(DENSE)[0] / "export" / "tflite"
+    command = [sys.executable, "-m", "pipeline.predict", f"export_dir='{path}'", "batch_size=8"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for _ in range(2):
+            process.stdin.write('{"number": 7}\n')
+            process.stdin.flush()
+            assert "output" in process.stdout.readline()
+        process.stdin.close()
+        assert process.wait(timeout=60) == 0
