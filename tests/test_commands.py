@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline import checkpoints
-from tests.cases import CASES, Case
+from pipeline import checkpoints, config
+from tests.cases import CASES, CORPUS, Case
 from tests.conftest import Command, Finished
 
 cases = pytest.mark.parametrize("case", CASES, ids=str)
@@ -76,7 +76,10 @@ class TestMainJob:
         lines = only_rows(completed.stdout)
         labels = [line.split()[0] for line in lines]
         last = rows[-1]["epoch"]
-        assert labels == [*(str(r["epoch"]) for r in rows), f"saved_model@{last}", f"checkpoint@{last}"]
+        exports = [f"{name}@{last}" for name in config.FORMATS]
+        signatures = labels[len(rows) + len(exports) :]
+        assert labels[: len(rows) + len(exports)] == [*(str(row["epoch"]) for row in rows), *exports]
+        assert list(dict.fromkeys(signatures)) == exports, "the parity table"
         assert all(line.endswith("yes") for line in lines)
         assert completed.stdout.splitlines()[-1].startswith("verdict: match")
         (again,) = re.findall(r"evaluate again:  (.*)", completed.stderr)
@@ -91,6 +94,7 @@ class TestMainJob:
             "export",
             "metrics.jsonl",
             "pipeline.log",
+            "report.html",
             "run.json",
             "tensorboard",
             "verification.json",
@@ -155,33 +159,71 @@ def test_gru_logits_of_both_batches_through_the_restored_input_pipeline(finished
         np.testing.assert_array_equal(restored[start : start + 32].numpy(), logits.numpy())
 
 
-SAMPLE = """
+CALL = """
+request = dict(prompt="License", length=50, temperature=0.8, seed=[1, 2])
+print(repr(generate(**{key: tf.constant(value) for key, value in request.items()})["text"].numpy().decode()))
+"""
+
+WITH_THE_CODE = """
+import sys
+from pathlib import Path
+import tensorflow as tf
+from data.text import Text
+from models.char_lstm import CharLSTM
+from pipeline.training import batch_specs
+dataset = Text(path=Path(sys.argv[2]), batch_size=4, sequence_length=20).load()
+built = CharLSTM(units=8).build(batch_specs(dataset), dataset.metadata)
+tf.train.Checkpoint(weights=built.weights).restore(sys.argv[1] + "/checkpoints/epoch-0002").expect_partial()
+generate = built.signatures["generate"]
+"""
+
+WITH_NEITHER = """
 import sys
 import tensorflow as tf
-generate = tf.saved_model.load(sys.argv[1]).signatures["generate"]
-request = dict(prompt="License", length=50, temperature=0.8, seed=[1, 2])
-print(repr(generate(**{k: tf.constant(v) for k, v in request.items()})["text"].numpy().decode()))
+(directory,) = tf.io.gfile.glob(sys.argv[1] + "/export/saved_model/*")
+generate = tf.saved_model.load(directory).signatures["generate"]
+assert not {"pipeline", "models", "data", "keras"} & set(sys.modules)
 """
 
 
-def test_the_same_seed_samples_the_same_text_with_and_without_the_models_code(finished: Finished) -> None:
-    lstm = CASES[2]
-    run, _ = finished.of(lstm)
-    (export,) = (run / "export" / "saved_model").iterdir()
-    command = [sys.executable, "-c", SAMPLE, str(export)]
-    restored = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+def test_three_ways_back_of_the_char_lstm(tmp_path: Path) -> None:
+    """The same text in the program that trained, in one with the model's code, in one with neither."""
+    from pipeline import exporting, training
+    from pipeline.config import Export
+    from pipeline.optimizers import Adam
+    from pipeline.run import RunDirectory
 
-    trained = lstm.model().build(_specs(lstm), lstm.load().metadata)
-    checkpoints.restore(run / "checkpoints" / "epoch-0002", trained.weights)
+    lstm = CASES[2]
+    dataset = lstm.load()
+    run = RunDirectory(tmp_path / "run")
+    with run.claimed():
+        trained = training.prepare(
+            run,
+            lstm.model(),
+            dataset,
+            Adam(learning_rate=1e-2),
+            epochs=2,
+            seed=0,
+            use_xla=True,
+            best_metric="loss",
+            config={},
+            stopped=lambda: False,
+        )
+        trained.fit()
+        exporting.export(run, run.read_rows()[-1:], Export(formats={"saved_model": True}), dataset)
+    generate = trained.built.signatures["generate"]
     request = {"prompt": "License", "length": 50, "temperature": 0.8}
 
     def sample(seed: list[int]) -> str:
         inputs = {key: tf.constant(value) for key, value in {**request, "seed": seed}.items()}
-        text: bytes = trained.signatures["generate"](**inputs)["text"].numpy()
+        text: bytes = generate(**inputs)["text"].numpy()
         return text.decode()
 
-    assert restored.stdout.rstrip("\n") == repr(sample([1, 2]))
     assert sample([1, 2]) != sample([1, 3])
+    for program in (WITH_THE_CODE, WITH_NEITHER):
+        arguments = [sys.executable, "-c", program + CALL, str(run.path), str(CORPUS)]
+        restored = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=120)
+        assert restored.stdout.rstrip("\n") == repr(sample([1, 2]))
 
 
 def _specs(case: Case) -> dict[str, tf.TensorSpec]:
@@ -232,11 +274,17 @@ class TestMistakes:
             ),
             (
                 ["export=onxx"],
-                ["error: export must be one of checkpoint, saved_model. Received: onxx."],
+                [
+                    "error: export must be one of all, checkpoint, keras, meta_graph, onnx, saved_model, "
+                    "simple_save, tflite. Received: onxx. Did you mean onnx?"
+                ],
             ),
             (
                 ["export=[saved_model,onxx]"],
-                ["error: export must be one of checkpoint, saved_model. Received: onxx."],
+                [
+                    "error: export must be one of all, checkpoint, keras, meta_graph, onnx, saved_model, "
+                    "simple_save, tflite. Received: onxx. Did you mean onnx?"
+                ],
             ),
             (
                 ["model=gru", "model.nits=3", "train.epochs=-1", "foo.bar=1"],
@@ -244,7 +292,7 @@ class TestMistakes:
                     "3 errors:",
                     "  model.nits is not a key. Known here: _target_, num_features, units, "
                     "num_classes. Did you mean units?",
-                    "  foo.bar is not a key. Known here: seed, epoch, train, verify, optimizer, data, "
+                    "  foo.bar is not a key. Known here: seed, epoch, best, train, verify, optimizer, data, "
                     "model, export.",
                     "  train.epochs must be >= 0. Received: -1.",
                 ],

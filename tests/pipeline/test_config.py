@@ -119,7 +119,8 @@ NAN_RATE = "optimizer.learning_rate must be a finite number. Received: nan."
         ({"epoch": []}, f"epoch must be {config.EPOCHS}. Received: []."),
         (
             {"epoch": [0, 2]},
-            "epoch=[0, 2] needs a format that holds many epochs: checkpoint, meta_graph. Received: saved_model.",
+            "epoch=[0, 2] needs a format that holds many epochs: checkpoint, meta_graph. "
+            "Received: saved_model.",
         ),
         ({"data__path": 3}, "data.path must be a path. Received: 3."),
         ({"data__test_fraction": 1}, "data.test_fraction must be < 1. Received: 1.0."),

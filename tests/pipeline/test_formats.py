@@ -139,7 +139,8 @@ with tf.Graph().as_default() as graph, tf1.Session() as session:
         tf1.saved_model.load(session, ["serve"], path)
     else:
         tf1.train.import_meta_graph(path + ".meta").restore(session, path)
-    session.run("dataset_init", {"batch_size_ph:0": 30, **{f"{name}_data_ph:0": arrays[name] for name in arrays}})
+    feeds = {f"{name}_data_ph:0": arrays[name] for name in arrays}
+    session.run("dataset_init", {"batch_size_ph:0": 30, **feeds})
     batches = []
     while True:
         try:
