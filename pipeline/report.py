@@ -368,10 +368,10 @@ def _metrics(finished: _Finished) -> Iterator[Element]:
     for row in finished.log:
         found = finished.epochs.get(row.epoch, {"metrics": {}})
         cells = [str(row.epoch)]
-        for name, logged in row.test.items():
-            metric = found["metrics"].get(f"test/{name}", {})
+        for name in names:
+            metric = found["metrics"].get(name, {})
             cells += [
-                _number(logged),
+                _number(row.test.get(name.removeprefix("test/"))),
                 _number(metric.get("restored")),
                 _number(metric.get("difference"), "+.3g"),
             ]

@@ -16,7 +16,7 @@ from pipeline import checkpoints, formats, parity
 from pipeline.binding import ConfigError
 from pipeline.config import Verify
 from pipeline.evaluation import Signature, evaluate
-from pipeline.formats.base import Manifest, read_manifest
+from pipeline.formats.base import MANIFEST, Manifest, read_manifest
 from pipeline.parity import Parity
 from pipeline.run import Metrics, Row, RunDirectory
 
@@ -95,7 +95,7 @@ class Verified:
         signatures: Of an export, the answers of its signatures to the recorded requests.
         left_out: Of an export, the signatures that its format cannot hold, each with the reason.
         quantization: What its weights are stored as, or `none`.
-        size_bytes: Of an export, the size of all its files.
+        size_bytes: Of an export, the size of its files.
         load_secs: Of an export, the time to open it.
         problems: Why it could not be restored; then there is nothing else.
     """
@@ -196,7 +196,7 @@ def compare(
                 f"Received: {sorted(row.test)}."
             ]
         )
-    scales = {name: max((abs(other.test[name]) for other in log), default=0.0) for name in restored}
+    scales = {name: max((abs(other.test.get(name, 0.0)) for other in log), default=0.0) for name in restored}
     return {
         name: Comparison(logged, restored[name], tolerance.of(logged, scales[name]))
         for name, logged in row.test.items()
@@ -303,9 +303,16 @@ def _verify_export(
         },
         left_out=manifest.left_out,
         quantization=manifest.quantization,
-        size_bytes=sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()),
+        size_bytes=_size_bytes(directory),
         load_secs=load_secs,
     )
+
+
+def _size_bytes(directory: Path) -> int:
+    """Return the size of an export without what is said about it, which grows when it is verified."""
+    said = (MANIFEST, formats.RECEIPT)
+    files = (path for path in directory.rglob("*") if path.is_file() and path.name not in said)
+    return sum(path.stat().st_size for path in files)
 
 
 def _verified(epoch: int, format: str, artifact: str, restored: Callable[[], Verified]) -> Verified:
