@@ -91,6 +91,7 @@ def pipeline_training(name: str, folder: Path) -> Any:
     from pipeline.run import RunDirectory
 
     row = ROWS[name]
+    (folder / "checkpoints").mkdir()
     return training.prepare(
         RunDirectory(folder),
         row.model,
@@ -216,7 +217,7 @@ def measure(name: str, repeats: int) -> dict[str, list[float]]:
     children = {}
     for contender in CONTENDERS:
         ours, theirs = context.Pipe()
-        child = context.Process(target=contend, args=(contender, name, theirs))
+        child = context.Process(target=contend, args=(contender, name, theirs), daemon=True)
         child.start()
         theirs.close()
         children[contender] = (child, ours)

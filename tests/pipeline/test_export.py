@@ -65,6 +65,7 @@ def test_an_earlier_epoch_is_exported_and_verified(gru_run: Path, command: Comma
     added = [export for export in receipt["exports"] if export["format"] in ("keras", "onnx")]
     assert [export["epochs"][0]["epoch"] for export in added] == [1, 1]
     assert "evaluate again:  python -m pipeline.evaluate run_dir=" in completed.stderr
+    assert list(gru_run.parent.iterdir()) == [gru_run], "nothing is left in the working folder"
 
 
 def test_a_quantized_export_is_judged_by_the_tolerance_given(gru_run: Path, command: Command) -> None:
