@@ -40,7 +40,7 @@ format: $(READY)  ## put the code into its format
 bench: $(READY)  ## the speed of training, evaluation and prediction; ROWS=gru for one row
 	$(BIN)/python -m tests.benchmarks --rows $(ROWS) $(ARGS)
 
-lock: $(READY)  ## resolve the dependencies anew (needs uv)
+lock:  ## resolve the dependencies anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 		--upgrade --extra digits --extra onnx --extra tflite --extra dev --output-file requirements.lock pyproject.toml
 	echo 'setuptools>=77' | uv pip compile --quiet --universal --python-version 3.11 \
