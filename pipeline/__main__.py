@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from pipeline import command, composition, config, runtime
+from pipeline import command, composition, config, processes, runtime
 from pipeline.run import RunDirectory, select_rows
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def check(cfg: DictConfig) -> config.Settings:
 
 def main(settings: config.Settings) -> int:
     """Run the whole round trip; return the exit code."""
+    processes.start_server()  # Its imports are done when the training is.
     run = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
     dataset = config.load(settings.data)
     config.check_batch(settings.model, dataset)

@@ -11,12 +11,10 @@ at once and leaves nothing behind.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import traceback
@@ -29,6 +27,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from pipeline import processes
 from pipeline.binding import ConfigError
 from pipeline.composition import CONF, HYDRA_ERRORS, compose_and_check, hydra_app, in_one_line
 
@@ -159,25 +158,18 @@ def override(key: str, value: object) -> str:
 
 
 def in_fresh_process(module: str, overrides: Sequence[str], received: Sequence[int]) -> int:
-    """Run a command of this project in a new Python process.
+    """Run a command in a process that shares nothing with this one.
 
     Args:
-        module: Its module.
-        overrides: Its command line.
-        received: Signals that this process received, which are passed on.
+        module: The command, as `python -m` takes it.
+        overrides: Its overrides.
+        received: See `stop_signals`; a signal is passed on.
 
     Returns:
         Its exit code, or `FAILED` if it was killed.
     """
-    with subprocess.Popen([sys.executable, "-m", module, *overrides]) as process:
-        passed_on = len(received)
-        while process.poll() is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=0.1)
-            for number in received[passed_on:]:
-                process.send_signal(number)
-            passed_on = len(received)
-    return process.returncode if process.returncode in (DONE, BAD_INPUT, MISMATCH) else FAILED
+    code = processes.run_module(module, overrides, received)
+    return code if code in (DONE, BAD_INPUT, MISMATCH) else FAILED
 
 
 def _exit(code: int, sentences: Sequence[str], error: BaseException) -> NoReturn:

@@ -27,8 +27,8 @@ def start_tensorflow(*, seed: int, deterministic: bool) -> None:
         seed: Seeds Python, NumPy and TensorFlow, so that initial weights follow from it alone.
         deterministic: Whether the same operations on the same values must give the same bits.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with held_back_stderr(), _no_garbage_collection():
+    import_tensorflow()
+    with held_back_stderr():
         import tensorflow as tf
 
         if deterministic:
@@ -37,6 +37,14 @@ def start_tensorflow(*, seed: int, deterministic: bool) -> None:
         tf.zeros([])  # opens the devices, which has its own notes to write
     for name in ("tensorflow", "absl"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def import_tensorflow() -> None:
+    """Import TensorFlow and Keras without starting anything."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with held_back_stderr(), _no_garbage_collection():
+        import keras  # noqa: F401
+        import tensorflow as tf  # noqa: F401
 
 
 @contextlib.contextmanager

@@ -481,20 +481,25 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for child in listed.split()]
 
 
+def forked_of(pid: int) -> list[int]:
+    """Return the processes that a command's fork server has forked."""
+    return [forked for server in children_of(pid) for forked in children_of(server)]
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, 1), (signal.SIGTERM, 143)])
 def test_a_signal_to_the_verification(number: signal.Signals, code: int, tmp_path: Path) -> None:
     """Killed, it fails the command; told to stop, the command takes it along."""
     process = start(
-        ["model=dense", "train.epochs=1", "hydra.run.dir=run"],
+        ["model=dense", "train.epochs=500", "hydra.run.dir=run"],
         tmp_path,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
     exported = tmp_path / "run" / "export" / "saved_model"
-    while not (exported.exists() and children_of(process.pid)):
+    while not (exported.exists() and forked_of(process.pid)):
         assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    (child,) = children_of(process.pid)
+        time.sleep(0.005)
+    (child,) = forked_of(process.pid)
     os.kill(child if number == signal.SIGKILL else process.pid, number)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == code, stderr

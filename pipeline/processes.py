@@ -1,0 +1,83 @@
+"""Fresh processes, forked from a server that has imported TensorFlow but neither started it nor seen a model.
+
+Such a process is there at once, while a new interpreter would spend seconds on imports. The server
+starts in the background; it ends with the process that started it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+POLL_SECS = 0.05
+
+_context = multiprocessing.get_context("forkserver")
+
+
+def start_server() -> None:
+    """Start the server, if it does not run yet; this returns at once."""
+    _context.set_forkserver_preload(["pipeline.preloaded"])
+    forkserver.ensure_running()
+
+
+def start(function: Callable[..., object], *arguments: Any) -> BaseProcess:
+    """Call a function in a fresh process; it ends when this process does, however that comes about.
+
+    Args:
+        function: A module's function.
+        *arguments: What can be pickled.
+    """
+    start_server()
+    process = _context.Process(target=_call, args=(function, *arguments))
+    process.start()
+    return process
+
+
+def run_module(module: str, arguments: Sequence[str], received: Sequence[int]) -> int:
+    """Run a module as `python -m` does, in a fresh process; return its exit code.
+
+    Args:
+        module: What to run.
+        arguments: Its command line.
+        received: Signals received since; they are passed on. A terminal sends Ctrl-C to all processes
+            itself, for which a second one makes no difference.
+
+    Returns:
+        The exit code, negative if a signal ended the process.
+    """
+    process = start(_run_module, module, list(arguments))
+    passed_on = len(received)
+    while process.is_alive():
+        process.join(POLL_SECS)
+        for number in received[passed_on:]:
+            if process.pid is not None and process.is_alive():
+                os.kill(process.pid, number)
+        passed_on = len(received)
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _call(function: Callable[..., object], *arguments: Any) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    function(*arguments)
+
+
+def _end_with_parent() -> None:
+    """Kill this process when its parent is gone: whoever waits for the result is no longer there."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _run_module(module: str, arguments: Sequence[str]) -> None:
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
