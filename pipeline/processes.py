@@ -53,8 +53,8 @@ def run_module(module: str, arguments: Sequence[str], received: Sequence[int]) -
     Returns:
         The exit code, negative if a signal ended the process.
     """
-    process = start(_run_module, module, list(arguments))
     passed_on = len(received)
+    process = start(_run_module, module, list(arguments))
     while process.is_alive():
         process.join(POLL_SECS)
         for number in received[passed_on:]:
