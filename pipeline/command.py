@@ -20,7 +20,8 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from typing import Any, NoReturn, Self
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -46,18 +47,70 @@ class StopRequested(BaseException):
         self.exit_code = 128 + signal_number
 
 
-def run(task: Callable[[Any], int], *, config_name: str, check: Callable[[DictConfig], Any]) -> NoReturn:
+class Result(float):
+    """What a job of a sweep came to: its objective, for any sweeper, and what else became of it.
+
+    Attributes:
+        code: The exit code that the job would have had as a command.
+        verdict: That of its verification, if there was one.
+        epochs: Epochs trained.
+        pruned: Whether it was stopped because it did not look good.
+    """
+
+    def __new__(
+        cls,
+        objective: float,
+        code: int = DONE,
+        verdict: str | None = None,
+        epochs: int = 0,
+        pruned: bool = False,
+    ) -> Self:
+        """Make a number that says what it came from."""
+        result = super().__new__(cls, objective)
+        result.code, result.verdict, result.epochs, result.pruned = code, verdict, epochs, pruned
+        return result
+
+    code: int
+    verdict: str | None
+    epochs: int
+    pruned: bool
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Say how to make it in another process."""
+        return Result, (float(self), self.code, self.verdict, self.epochs, self.pruned)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command as the jobs of a sweep call it.
+
+    Attributes:
+        task: Takes what `check` returned and, if somebody wants to know, `on_epoch`.
+        check: Checks a composed configuration.
+        on_epoch: Called with an epoch and its metrics after each; returns whether to stop.
+    """
+
+    task: Callable[..., Any]
+    check: Callable[[DictConfig], Any]
+    on_epoch: Callable[[int, Mapping[str, float]], bool] | None = None
+
+    def __call__(self, cfg: DictConfig) -> Any:
+        """Run the job."""
+        checked = self.check(cfg)
+        return self.task(checked) if self.on_epoch is None else self.task(checked, on_epoch=self.on_epoch)
+
+
+def run(task: Callable[[Any], Any], *, config_name: str, check: Callable[[DictConfig], Any]) -> NoReturn:
     """Run a task as a Hydra app and exit with its code.
 
     Args:
-        task: Takes what `check` returned, returns the exit code.
+        task: Takes what `check` returned; returns the exit code, or a `Result` that has it.
         config_name: The primary configuration in `conf`.
         check: Called with the composed configuration: for a single job before anything is written, and
             with the `hydra` section. Raises `ConfigError`.
     """
     arguments = get_args_parser().parse_args()
-    # For configuration files: the names of the entries that are true, such as the chosen export formats.
-    OmegaConf.register_new_resolver("names", _names, replace=True)
+    register_resolvers()
     code = DONE
     try:
         if any(getattr(arguments, flag) for flag in HYDRA_FLAGS):
@@ -81,6 +134,11 @@ def run(task: Callable[[Any], int], *, config_name: str, check: Callable[[DictCo
     sys.exit(code)
 
 
+def register_resolvers() -> None:
+    """Make `names` known to configuration files: the entries that are true, such as the formats chosen."""
+    OmegaConf.register_new_resolver("names", _names, replace=True)
+
+
 def _names(entries: Mapping[str, bool]) -> str:
     chosen = [str(name) for name, wanted in entries.items() if wanted is True]
     return "+".join(chosen) if len(chosen) < 4 else f"{len(chosen)}-formats"
@@ -88,7 +146,7 @@ def _names(entries: Mapping[str, bool]) -> str:
 
 def _run_job_or_sweep(
     arguments: argparse.Namespace,
-    task: Callable[[Any], int],
+    task: Callable[[Any], Any],
     config_name: str,
     check: Callable[[DictConfig], Any],
 ) -> int:
@@ -101,7 +159,7 @@ def _run_job_or_sweep(
             composed, checked = compose_and_check(app, name, overrides, check)
             if composed.hydra.mode != RunMode.MULTIRUN:
 
-                def job(cfg: DictConfig) -> int:
+                def job(cfg: DictConfig) -> Any:
                     try:
                         return task(checked)
                     except Exception as error:
@@ -112,12 +170,14 @@ def _run_job_or_sweep(
                 done = app.run(config_name=name, task_function=job, overrides=overrides)
                 if failures:
                     raise failures[0]
-                return int(done.return_value)
+                return _code(done.return_value)
         overrides.append("hydra.mode=MULTIRUN")
-        batches = app.multirun(
-            config_name=name, task_function=lambda cfg: task(check(cfg)), overrides=overrides
-        )
-    return max((int(done.return_value) for batch in batches for done in batch), default=DONE)
+        batches = app.multirun(config_name=name, task_function=Job(task, check), overrides=overrides)
+    return max((_code(done.return_value) for batch in batches or () for done in batch), default=DONE)
+
+
+def _code(returned: Any) -> int:
+    return returned.code if isinstance(returned, Result) else int(returned)
 
 
 @contextmanager

@@ -87,6 +87,21 @@ class Best:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """The section `sweep`: the objective of a job, a metric of the test split.
+
+    Attributes:
+        metric: The metric.
+        direction: Whether the best has the smallest or the largest value.
+        epoch: Of which epoch it is taken: the one where it is best, or the last.
+    """
+
+    metric: str
+    direction: Literal["minimize", "maximize"]
+    epoch: Literal["best", "last"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verify:
     """The section `verify`: how far what is restored may be from what was logged.
 
@@ -116,6 +131,7 @@ class Settings:
         train: See `Train`.
         verify: See `Verify`.
         best: See `Best`.
+        sweep: See `Sweep`.
         seed: Seeds the initial weights and the order of the examples.
         epoch: The epochs to export: `last`, `best`, `all`, a number, or a list of numbers.
         resolved: The configuration as plain JSON values, paths made absolute.
@@ -128,6 +144,7 @@ class Settings:
     train: Train
     verify: Verify
     best: Best
+    sweep: Sweep
     seed: int
     epoch: Any
     resolved: Mapping[str, Any]
@@ -140,6 +157,7 @@ class _Sections:
     train: Train
     verify: Verify
     best: Best
+    sweep: Sweep
     seed: Annotated[int, ">= 0", f"<= {2**31 - 1}"]
     epoch: Any
 

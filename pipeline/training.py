@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 CHUNK_SECS = 0.25
 
 Tensors = dict[str, Any]
+OnEpoch = Callable[[int, Mapping[str, float]], bool]
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -121,11 +122,14 @@ class Training:
     use_xla: bool
     stopped: Callable[[], bool]
 
-    def fit(self) -> bool:
+    def fit(self, on_epoch: OnEpoch | None = None) -> bool:
         """Train, evaluating, logging and checkpointing before the first epoch and after each.
 
+        Args:
+            on_epoch: Called with an epoch and its metrics after each; returns whether to stop.
+
         Returns:
-            Whether all epochs were trained; `False` if `stopped` said so before.
+            Whether all epochs were trained; `False` if `stopped` or `on_epoch` said so before.
 
         Raises:
             NonFiniteLoss: The loss or a metric became infinite or not a number.
@@ -141,6 +145,8 @@ class Training:
                 metrics = self._finish_epoch(epoch, _mean(losses), test, events)
                 bar.update()
                 bar.set_postfix({name: f"{value:.4g}" for name, value in metrics.items()})
+                if on_epoch is not None and on_epoch(epoch, metrics):
+                    return False
         return True
 
     def record_answers(self, epoch: int) -> None:
@@ -251,7 +257,7 @@ def prepare(
     epochs: int,
     seed: int,
     use_xla: bool,
-    best_metric: str,
+    metrics: Sequence[str],
     config: Mapping[str, Any],
     stopped: Callable[[], bool],
 ) -> Training:
@@ -265,7 +271,7 @@ def prepare(
         epochs: Passes over the training split, which a schedule may have to know.
         seed: Seeds the order of the rows.
         use_xla: Whether XLA compiles a training step.
-        best_metric: The metric that makes an epoch the best; it must be one that `evaluate` returns.
+        metrics: Metrics that others will look for: `evaluate` must return them.
         config: The whole configuration as JSON values, for `run.json`.
         stopped: Asked between chunks of steps.
     """
@@ -275,9 +281,9 @@ def prepare(
         for name, function in built.signatures.items()
     }
     _check_signatures(signatures, set(dataset.train))
-    metrics = [name.removesuffix("_sum") for name in signatures["evaluate"].outputs if name.endswith("_sum")]
-    if best_metric not in metrics:
-        raise ConfigError([unknown("best.metric", best_metric, metrics)])
+    known = [name.removesuffix("_sum") for name in signatures["evaluate"].outputs if name.endswith("_sum")]
+    if missing := sorted(set(metrics) - set(known)):
+        raise ConfigError([unknown("A metric", name, known) for name in missing])
     num_steps = dataset.num_train // dataset.batch_size * epochs
     keras_optimizer = optimizer.build(num_steps)
     keras_optimizer.build([variable for variable in built.weights.values() if variable.trainable])

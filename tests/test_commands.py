@@ -205,7 +205,7 @@ def test_three_ways_back_of_the_char_lstm(tmp_path: Path) -> None:
             epochs=2,
             seed=0,
             use_xla=True,
-            best_metric="loss",
+            metrics=("loss",),
             config={},
             stopped=lambda: False,
         )

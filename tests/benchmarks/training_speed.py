@@ -100,7 +100,7 @@ def pipeline_training(name: str, folder: Path) -> Any:
         epochs=1,
         seed=0,
         use_xla=row.use_xla,
-        best_metric="loss",
+        metrics=("loss",),
         config={},
         stopped=lambda: False,
     )

@@ -22,6 +22,7 @@ VALUES: dict[str, Any] = {
     "train": {"epochs": 2, "compile": "xla", "deterministic": True, "on_interrupt": "stop"},
     "verify": {"abs_tolerance": 0, "rel_tolerance": 1e-3, "quantized_tolerance": None},
     "best": {"metric": "loss", "direction": "minimize"},
+    "sweep": {"metric": "loss", "direction": "minimize", "epoch": "best"},
     "seed": 0,
     "epoch": "last",
 }

@@ -32,7 +32,7 @@ def prepare(path: Path, case: Case = DENSE, **changes: Any) -> Training:
         "epochs": 2,
         "seed": 0,
         "use_xla": False,
-        "best_metric": "loss",
+        "metrics": ("loss",),
         "config": {},
         "stopped": lambda: False,
         **changes,
