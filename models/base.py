@@ -13,7 +13,7 @@ Shapes are written with these letters, here and in every model:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ class BuiltModel:
             format `keras`. Its variables are among the weights.
         session_graph: A function whose inputs and outputs give their names to the tensors of the
             format `meta_graph`; without it, they are those of the input pipeline of `simple_save`.
+        examples: Inputs of a signature, for which the exports' answers are compared, where those made of
+            the test split will not do: indices that must be in a range, for instance.
     """
 
     weights: Mapping[str, tf.Variable]
@@ -82,6 +84,7 @@ class BuiltModel:
     score: tf.types.experimental.PolymorphicFunction | None = None
     network: keras.Model | None = None
     session_graph: tf.types.experimental.PolymorphicFunction | None = None
+    examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Model(Protocol):

@@ -129,7 +129,8 @@ def _score(vocabulary_size: int, targets_spec: tf.TensorSpec) -> Callable[..., T
 
     @signature(tf.TensorSpec([None, None, vocabulary_size], tf.float32, "probabilities"), targets_spec)
     def score(probabilities: tf.Tensor, targets: tf.Tensor) -> Tensors:
-        return _with_bits(classification_sums(tf.math.log(probabilities), targets))
+        # A quantized probability may be 0, whose logarithm no sum survives.
+        return _with_bits(classification_sums(tf.math.log(tf.maximum(probabilities, 1e-37)), targets))
 
     return score
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import tensorflow as tf
 
 from pipeline.binding import ConfigError, first_line
-from pipeline.evaluation import Signature, Spec
+from pipeline.evaluation import SESSION_GRAPH, Signature, Spec
 from pipeline.run import staged, sync, write_text
 
 if TYPE_CHECKING:
@@ -43,6 +43,16 @@ class Graph:
     weights: Mapping[str, tf.Variable]
     score: Signature | None = None
     session_graph: Signature | None = None
+
+    @property
+    def functions(self) -> Mapping[str, Signature]:
+        """The signatures, and `session_graph` where there is one."""
+        return askable(self.signatures, self.session_graph)
+
+
+def askable(signatures: Mapping[str, Signature], session_graph: Signature | None) -> Mapping[str, Signature]:
+    """Return all that example requests are made for."""
+    return signatures if session_graph is None else {**signatures, SESSION_GRAPH: session_graph}
 
 
 def signature_of(function: Any) -> Signature:

@@ -120,10 +120,14 @@ def evaluate(request: Request) -> int:
     for verified in restored:
         for sentence in (*verified.losses(), *verified.complaints()):
             print(sentence)
-    print(f"verdict: {receipt['verdict']}    receipt: {run.verification}    page: {run.report}", flush=True)
+    match = all(verified.match for verified in restored)
+    verdict = "match" if match else "mismatch"
+    if receipt["verdict"] != verdict:
+        print(f"together with what was verified earlier: {receipt['verdict']}")
+    print(f"verdict: {verdict}    receipt: {run.verification}    page: {run.report}", flush=True)
     if problems := [problem for verified in restored for problem in verified.problems]:
         raise ConfigError(problems)
-    return command.DONE if all(verified.match for verified in restored) else command.MISMATCH
+    return command.DONE if match else command.MISMATCH
 
 
 if __name__ == "__main__":

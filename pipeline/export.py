@@ -33,6 +33,7 @@ class Request:
         source: The run's data source, constructed.
         seed: The run's seed.
         deterministic: Whether the run's operations were.
+        verify: See `Verify`.
         verification: The arguments of the command that verifies what is written.
     """
 
@@ -42,6 +43,7 @@ class Request:
     source: Source
     seed: int
     deterministic: bool
+    verify: Verify
     verification: Sequence[str]
 
 
@@ -85,7 +87,14 @@ def check(cfg: DictConfig) -> Request:
         *(command.override(f"+data.{key}", value) for key, value in sections.data.items()),
     ]
     return Request(
-        run, rows, sections.export, source, facts["seed"], recorded["train"]["deterministic"], arguments
+        run,
+        rows,
+        sections.export,
+        source,
+        facts["seed"],
+        recorded["train"]["deterministic"],
+        Verify(**verify),
+        arguments,
     )
 
 
@@ -100,8 +109,11 @@ def export(request: Request) -> int:
         runtime.start_tensorflow(seed=request.seed, deterministic=request.deterministic)
         from pipeline import exporting
 
-        exporting.record_answers(request.run, request.rows)
-        exporting.export(request.run, request.rows, request.export, dataset)
+        epochs = [row.epoch for row in request.rows]
+        source = exporting.source(request.run, epochs, request.export, dataset, request.verify)
+        exporting.rehearse(source)
+        exporting.record_answers(request.run, epochs)
+        exporting.export(source)
         if received:
             raise command.StopRequested(received[0])
         code = command.in_fresh_process("pipeline.evaluate", request.verification, received)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tqdm import tqdm
 
 from pipeline import checkpoints, formats, parity
 from pipeline.binding import ConfigError
-from pipeline.config import Export
+from pipeline.config import Export, Verify
 from pipeline.formats.base import Requests, Source
-from pipeline.run import Row, RunDirectory
+from pipeline.run import RunDirectory
 
 if TYPE_CHECKING:
     from data.base import Dataset
@@ -23,8 +26,8 @@ NUM_CALIBRATION = 8
 log = logging.getLogger("pipeline")
 
 
-def rehearse(run: RunDirectory, options: Export, dataset: Dataset) -> None:
-    """Convert, open and run the untrained model in each format that a converter writes.
+def rehearse(source: Source) -> None:
+    """Write, open and run the untrained model in each format that is not the run's own graph.
 
     What a format cannot hold is said, before any training.
 
@@ -32,11 +35,10 @@ def rehearse(run: RunDirectory, options: Export, dataset: Dataset) -> None:
         ConfigError: With every format that cannot be verified, and why.
     """
     problems: list[str] = []
-    source = _source(run, [], options, dataset)
-    converted = [name for name in options.chosen if not formats.load(name).TRAITS.exact]
-    for name in tqdm(converted, desc="rehearse exports", unit="format", disable=None, leave=False):
+    made = [name for name in source.options.chosen if not formats.load(name).TRAITS.copied]
+    for name in tqdm(made, desc="rehearse exports", unit="format", disable=None, leave=False):
         try:
-            left_out = formats.rehearse(source, name)
+            left_out = formats.rehearse(replace(source, numbers=[]), name)
         except ConfigError as error:
             problems += error.problems
             continue
@@ -46,34 +48,60 @@ def rehearse(run: RunDirectory, options: Export, dataset: Dataset) -> None:
         raise ConfigError(problems)
 
 
-def export(run: RunDirectory, rows: Sequence[Row], options: Export, dataset: Dataset) -> None:
-    """Export epochs of a run in each chosen format."""
-    source = _source(run, [row.epoch for row in rows], options, dataset)
-    numbers = ", ".join(str(row.epoch) for row in rows)
-    for name in tqdm(options.chosen, desc="export", unit="format", disable=None, leave=False):
+def export(source: Source) -> None:
+    """Export the epochs of a source in each chosen format."""
+    numbers = ", ".join(map(str, source.numbers))
+    for name in tqdm(source.options.chosen, desc="export", unit="format", disable=None, leave=False):
         directory = formats.export(source, name)
-        log.info("exported epoch%s %s: %s", "s" if len(rows) > 1 else "", numbers, directory)
+        log.info("exported epoch%s %s: %s", "s" if len(source.numbers) > 1 else "", numbers, directory)
 
 
-def record_answers(run: RunDirectory, rows: Sequence[Row]) -> None:
+def record_answers(run: RunDirectory, epochs: Sequence[int]) -> None:
     """Write what the run's graph answers with the variables of each epoch, where the training did not."""
-    missing = [row.epoch for row in rows if not run.answers(row.epoch).exists()]
+    missing = [epoch for epoch in epochs if not run.answers(epoch).exists()]
     if missing:
         graph, requests = checkpoints.open_graph(run.graph), parity.read(run.requests)
         for epoch in missing:
             checkpoints.restore(run.checkpoint(epoch), graph.weights)
-            parity.write(run.answers(epoch), parity.answer(graph.signatures, requests))
+            parity.write(run.answers(epoch), parity.answer(graph.functions, requests))
 
 
-def _source(run: RunDirectory, epochs: Sequence[int], options: Export, dataset: Dataset) -> Source:
-    requests = parity.read(run.requests)
+def source(
+    run: RunDirectory, epochs: Sequence[int], options: Export, dataset: Dataset, verify: Verify
+) -> Source:
+    """Return what exports of some epochs of a run are written from."""
+    return Source(
+        run,
+        sorted(epochs),
+        options,
+        parity.read(run.requests),
+        functools.partial(_calibration, run, dataset),
+        verify.quantized_tolerance or 0.0,
+    )
 
-    def calibration() -> Sequence[Requests]:
-        signatures = checkpoints.open_graph(run.graph).signatures
-        starts = range(0, min(dataset.num_train, NUM_CALIBRATION * parity.BATCH_SIZE), parity.BATCH_SIZE)
-        return [
-            parity.example_requests(signatures, {n: a[start:] for n, a in dataset.train.items()})
-            for start in starts
-        ]
 
-    return Source(run, epochs, options, requests, calibration)
+def _calibration(run: RunDirectory, dataset: Dataset) -> list[Requests]:
+    """Return requests made of training data; state is carried from each to the next, from its beginning."""
+    signatures = checkpoints.open_graph(run.graph).signatures
+    known = {
+        name: signature
+        for name, signature in signatures.items()
+        if name != "evaluate"
+        and signature.inputs
+        and set(signature.inputs) <= {*dataset.train, *signature.carried}
+    }
+    states: dict[str, Any] = {
+        name: signatures["initial_state"].call(batch_size=np.asarray(parity.BATCH_SIZE, np.int32))
+        for name, signature in known.items()
+        if signature.carried
+    }
+    requests: list[Requests] = []
+    for start in range(0, min(dataset.num_train, NUM_CALIBRATION * parity.BATCH_SIZE), parity.BATCH_SIZE):
+        arrays = {name: array[start:] for name, array in dataset.train.items()}
+        batch = parity.example_requests(known, arrays)
+        for name, signature in known.items():
+            if signature.carried:
+                batch[name] |= {key: np.asarray(states[name][key]) for key in signature.carried}
+                states[name] = signature.call(**batch[name])
+        requests.append(batch)
+    return requests

@@ -27,7 +27,7 @@ BATCH_SIZE = 32
 """Rows of a request."""
 
 SIZE = 8
-"""Any other dimension that is free, and any integer that is no array of the data."""
+"""Any other dimension that is free, and any single integer that is no array of the data."""
 
 LATENCY_SECS = 0.1
 """Time that the latency of one signature at one batch size is measured for; at least three calls."""
@@ -65,7 +65,7 @@ def example_requests(signatures: Mapping[str, Signature], arrays: Mapping[str, A
 
 
 def _example(name: str, spec: Spec, arrays: Mapping[str, Any]) -> np.ndarray:
-    """Return rows of the data, or else random numbers in [0, 1), the integer 8 or an empty text."""
+    """Return rows of the data, or else random numbers in [0, 1), a size of 8, indices of 0, an empty text."""
     shape = [SIZE if size is None else size for size in spec.shape or ()]
     if spec.batched:
         shape[0] = BATCH_SIZE
@@ -76,7 +76,7 @@ def _example(name: str, spec: Spec, arrays: Mapping[str, Any]) -> np.ndarray:
         return np.full(shape, b"", "S1")
     if spec.dtype.startswith("float"):
         return np.random.default_rng(0).random(shape).astype(spec.dtype)
-    return np.full(shape, SIZE, spec.dtype)
+    return np.full(shape, 0 if shape else SIZE, spec.dtype)
 
 
 def answer(signatures: Mapping[str, Signature], requests: Requests) -> dict[str, Arrays]:
@@ -151,7 +151,7 @@ def compare(
     return Parity(
         max_abs_error=max(errors.values()),
         argmax_flips=max(flips, default=0),
-        match=all(errors[name] <= bounds[name] for name in expected),
+        match=all(math.isfinite(errors[name]) and errors[name] <= bounds[name] for name in expected),
         latency_ms=_latencies(signature, request) if latency else {},
     )
 
@@ -163,12 +163,17 @@ def _max_abs_error(restored: np.ndarray, expected: np.ndarray) -> float:
         return float(np.any(restored != expected))
     if not expected.size:
         return 0.0
-    difference = np.abs(restored.astype(np.float64) - expected.astype(np.float64))
-    return float(np.max(np.where(np.isnan(difference), math.inf, difference)))
+    same = (restored == expected) | ((restored != restored) & (expected != expected))
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(restored.astype(np.float64) - expected.astype(np.float64))
+    return float(np.max(np.where(same, 0.0, np.where(np.isnan(difference), math.inf, difference))))
 
 
 def _largest(expected: np.ndarray) -> float:
-    return float(np.max(np.abs(expected))) if expected.dtype.kind == "f" and expected.size else 0.0
+    """Return the largest finite magnitude of floats; 0 of anything else, which is the same or is not."""
+    if expected.dtype.kind != "f":
+        return 0.0
+    return float(np.max(np.abs(expected[np.isfinite(expected)]), initial=0.0))
 
 
 def _argmax_flips(restored: np.ndarray, expected: np.ndarray) -> int:

@@ -1,8 +1,8 @@
 """`python -m pipeline.predict export_dir=DIR`: JSON lines in, JSON lines out, one warm predictor.
 
 A line is an object of inputs by name: {"number": 7}. Its answer is an object of outputs by name, or
-{"error": "..."}, on the line of the same number. An input without the batch dimension is one example, and
-so is the answer then.
+{"error": "..."}, in the order of the lines; empty lines are skipped. An input without the batch dimension
+is one example, and so is the answer then.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
 from omegaconf import DictConfig
@@ -57,12 +57,18 @@ class Line:
         arrays: Its inputs, with a batch dimension.
         single: Whether it came without one.
         answer: What is printed.
+        is_bad: Whether that is an error.
     """
 
     signature: str = ""
-    arrays: Mapping[str, np.ndarray] | None = None
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
     single: bool = False
     answer: Mapping[str, Any] | None = None
+    is_bad: bool = False
+
+    def fail(self, reason: str) -> None:
+        """Make an error its answer."""
+        self.answer, self.is_bad = {"error": reason}, True
 
 
 def check(cfg: DictConfig) -> Settings:
@@ -84,35 +90,37 @@ def predict(settings: Settings) -> int:
     if settings.signature is not None and settings.signature not in opened.signatures:
         raise ConfigError([unknown("signature", settings.signature, opened.signatures)])
     num_lines = num_bad = 0
-    for batch in _batches(sys.stdin, settings.batch_size, settings.batch_wait_secs):
+    for batch in _batches(sys.stdin.buffer, settings.batch_size, settings.batch_wait_secs):
         lines = [_parse(text, opened, settings.signature) for text in batch]
         _answer_all(opened, lines)
         for line in lines:
-            print(_encode(line.answer))
-        sys.stdout.flush()
+            sys.stdout.buffer.write(_encode(line))
+        sys.stdout.buffer.flush()
         num_lines += len(lines)
-        num_bad += sum("error" in (line.answer or {}) and line.signature == "" for line in lines)
+        num_bad += sum(line.is_bad for line in lines)
     if num_bad:
         log.warning("%d of %d lines were bad", num_bad, num_lines)
     return command.BAD_INPUT if num_bad else command.DONE
 
 
-def _batches(stream: TextIO, size: int, wait_secs: float) -> Iterator[list[str]]:
+def _batches(stream: BinaryIO, size: int, wait_secs: float) -> Iterator[list[bytes]]:
     """Yield lines that are not empty, together as many as are there, up to `size`."""
     if size == 1:
         yield from ([line] for line in stream if line.strip())
         return
-    waiting: queue.Queue[str | None] = queue.Queue(maxsize=4 * size)
+    waiting: queue.Queue[bytes | None] = queue.Queue(maxsize=4 * size)
 
     def read() -> None:
-        for line in stream:
-            if line.strip():
-                waiting.put(line)
-        waiting.put(None)
+        try:
+            for line in stream:
+                if line.strip():
+                    waiting.put(line)
+        finally:
+            waiting.put(None)
 
     threading.Thread(target=read, daemon=True).start()
     while (line := waiting.get()) is not None:
-        batch: list[str] = []
+        batch: list[bytes] = []
         until = time.monotonic() + wait_secs
         while line is not None:
             batch.append(line)
@@ -127,21 +135,25 @@ def _batches(stream: TextIO, size: int, wait_secs: float) -> Iterator[list[str]]
             return
 
 
-def _parse(text: str, opened: Predictor, signature: str | None) -> Line:
+def _parse(text: bytes, opened: Predictor, signature: str | None) -> Line:
     """Return a line with its inputs, or with an error as its answer."""
+    line = Line()
     try:
         request = json.loads(text)
         if not isinstance(request, dict):
-            raise ValueError(f"a line must be an object of inputs by name. Received: {text.strip()[:80]}")
-        name = signature or _named_by(request, opened)
-        specs = opened.signatures[name].inputs
-        arrays, singles = {}, set()
+            raise ValueError(f"a line must be an object of inputs by name. Received: {text.strip()[:80]!r}")
+        line.signature = signature or _named_by(request, opened)
+        served = opened.signatures[line.signature]
+        given = {}
         for key, value in request.items():
-            arrays[key], single = _with_batch(value, specs[key]) if key in specs else (value, None)
-            singles.add(single)
-        return Line(name, arrays, single=True in singles)
+            given[key], single = (
+                _with_batch(value, served.inputs[key]) if key in served.inputs else (value, None)
+            )
+            line.single |= single is True
+        line.arrays = served.check(given)
     except (ValueError, TypeError, RecursionError) as error:
-        return Line(answer={"error": f"{error}"})
+        line.fail(str(error))
+    return line
 
 
 def _named_by(request: Mapping[str, Any], opened: Predictor) -> str:
@@ -157,7 +169,7 @@ def _with_batch(value: Any, spec: Spec) -> tuple[Any, bool | None]:
     One number stands for a whole input of fixed size, such as a seed.
     """
     rank = len(spec.shape or ())
-    array = np.array(value, dtype=object)
+    array = np.array(value, dtype=object)  # A ragged list is an array of lists, whose shape does not fit.
     if spec.batched and array.ndim == 0 and all(size in (None, 1) for size in (spec.shape or ())):
         return np.reshape(array, [1] * rank).tolist(), True
     if spec.batched and array.ndim == rank - 1:
@@ -168,50 +180,47 @@ def _with_batch(value: Any, spec: Spec) -> tuple[Any, bool | None]:
 
 
 def _answer_all(opened: Predictor, lines: Sequence[Line]) -> None:
-    """Answer each line that has none; those that fit together by one call."""
+    """Answer each line that has no answer; those that fit together by one call."""
     groups: dict[Any, list[Line]] = {}
     for number, line in enumerate(lines):
         if line.answer is None:
             groups.setdefault(_group(opened, line) or number, []).append(line)
     for group in groups.values():
-        if len(group) > 1:
-            _answer_together(opened, group)
-        for line in group:
-            if line.answer is None:
+        if len(group) == 1 or not _answer_together(opened, group):
+            for line in group:
                 _answer(opened, line)
 
 
 def _group(opened: Predictor, line: Line) -> Any:
     """Return what lines must have in common to be answered by one call; `None` if nothing will do."""
-    assert line.arrays is not None
     served = opened.signatures[line.signature]
-    batched = all(spec.batched for spec in (*served.inputs.values(), *served.outputs.values()))
-    if not batched or not served.inputs or set(line.arrays) != set(served.inputs):
+    if not line.arrays or not all(s.batched for s in (*served.inputs.values(), *served.outputs.values())):
         return None
-    return (line.signature, *(np.shape(line.arrays[key])[1:] for key in served.inputs))
+    return (line.signature, *((key, array.shape[1:]) for key, array in line.arrays.items()))
 
 
-def _answer_together(opened: Predictor, group: Sequence[Line]) -> None:
-    """Answer lines by one call; if it fails, none of them."""
+def _answer_together(opened: Predictor, group: Sequence[Line]) -> bool:
+    """Answer lines by one call; return whether it succeeded. If not, one of them is bad."""
     served = opened.signatures[group[0].signature]
+    keys = list(group[0].arrays)
     try:
-        joined = {key: [row for line in group for row in (line.arrays or {})[key]] for key in served.inputs}
-        outputs = served(**joined)
+        outputs = served(**{key: np.concatenate([line.arrays[key] for line in group]) for key in keys})
     except RequestError:
-        return  # One of them is bad; each is then answered by itself.
+        return False
     start = 0
     for line in group:
-        end = start + len((line.arrays or {})[next(iter(served.inputs))])
+        end = start + len(line.arrays[keys[0]])
         _set_answer(line, {key: array[start:end] for key, array in outputs.items()}, served.outputs)
         start = end
+    return True
 
 
 def _answer(opened: Predictor, line: Line) -> None:
     served = opened.signatures[line.signature]
     try:
-        _set_answer(line, served(**(line.arrays or {})), served.outputs)
+        _set_answer(line, served(**line.arrays), served.outputs)
     except RequestError as error:
-        line.signature, line.answer = "", {"error": str(error)}
+        line.fail(str(error))
 
 
 def _set_answer(line: Line, outputs: Mapping[str, np.ndarray], specs: Mapping[str, Spec]) -> None:
@@ -232,11 +241,14 @@ def _plain(array: Any) -> Any:
     return array.tolist()
 
 
-def _encode(answer: Mapping[str, Any] | None) -> str:
+def _encode(line: Line) -> bytes:
+    """Return the answer of a line as a line; half a surrogate pair comes out as it came in."""
     try:
-        return json.dumps(answer, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(line.answer, ensure_ascii=False, allow_nan=False)
     except ValueError:
-        return json.dumps({"error": "the answer is not finite, which JSON cannot say"})
+        line.fail("the answer is not finite, which JSON cannot say")
+        text = json.dumps(line.answer)
+    return text.encode(errors="backslashreplace") + b"\n"
 
 
 if __name__ == "__main__":

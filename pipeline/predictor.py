@@ -40,13 +40,15 @@ class Served:
         inputs: The spec of each input by name.
         outputs: The spec of each output by name.
         call: Takes arrays, or what NumPy makes arrays of, by name; returns arrays by name.
+        check: Returns inputs as arrays. Raises `RequestError`, with everything that is wrong.
     """
 
     inputs: Mapping[str, Spec]
     outputs: Mapping[str, Spec]
     call: Callable[..., Arrays]
+    check: Callable[[Mapping[str, Any]], Arrays]
 
-    def __call__(self, **inputs: Any) -> Arrays:
+    def __call__(self, /, **inputs: Any) -> Arrays:
         """Answer a request.
 
         Raises:
@@ -71,7 +73,7 @@ class Predictor:
     epoch: int
     signatures: Mapping[str, Served]
 
-    def __call__(self, **inputs: Any) -> Arrays:
+    def __call__(self, /, **inputs: Any) -> Arrays:
         """Answer a request to `serving_default`.
 
         Raises:
@@ -82,21 +84,23 @@ class Predictor:
         return self.signatures[DEFAULT].call(**inputs)
 
 
-def open(export_dir: str | Path, *, allow_unverified: bool = False) -> Predictor:
+def open(export_dir: str | Path, *, epoch: int | None = None, allow_unverified: bool = False) -> Predictor:
     """Open an export.
 
     Args:
         export_dir: A version's directory, or that of a format, of which the newest version is taken.
-        allow_unverified: Whether to open an export that was not verified, or not with success.
+        epoch: Which of its epochs, if it holds several; `None` is the last of them.
+        allow_unverified: Whether to open an export that was not verified, or not with success, or that
+            has changed since.
 
     Raises:
-        ConfigError: There is no export, it is damaged, or its receipt is missing or says mismatch.
+        ConfigError: There is no export, it is damaged, or its receipt is missing, says mismatch, or is of
+            other files.
     """
     directory = _newest_version(Path(export_dir))
     manifest = read_manifest(directory)
-    receipt = receipts.read(directory)
-    if not allow_unverified and (receipt is None or receipt["verdict"] != "match"):
-        found = "There is no receipt" if receipt is None else "The receipt says mismatch"
+    found = None if allow_unverified else _doubt(directory)
+    if found is not None:
         raise ConfigError(
             [
                 f"An export must be verified before it predicts. {found}: {directory}. Verify it with "
@@ -104,8 +108,11 @@ def open(export_dir: str | Path, *, allow_unverified: bool = False) -> Predictor
             ]
         )
     if manifest.format not in WITHOUT_TENSORFLOW:
-        runtime.start_tensorflow(seed=0, deterministic=False)
-    epoch = manifest.epochs[-1]
+        runtime.import_tensorflow()
+    if epoch is None:
+        epoch = manifest.epochs[-1]
+    if epoch not in manifest.epochs:
+        raise ConfigError([unknown("epoch", epoch, manifest.epochs)])
     signatures = formats.load(manifest.format).open(directory, epoch)
     return Predictor(
         directory,
@@ -113,6 +120,17 @@ def open(export_dir: str | Path, *, allow_unverified: bool = False) -> Predictor
         epoch,
         {name: _served(name, signature) for name, signature in signatures.items()},
     )
+
+
+def _doubt(directory: Path) -> str | None:
+    """Return why an export is not proven, or `None` if it is."""
+    receipt = receipts.read(directory)
+    if receipt is None:
+        return "There is no receipt"
+    if receipt["verdict"] != "match":
+        return "The receipt says mismatch"
+    changed = receipts.changed_files(directory, receipt)
+    return f"Changed since it was verified: {', '.join(changed)}" if changed else None
 
 
 def _newest_version(path: Path) -> Path:
@@ -169,7 +187,10 @@ def _served(name: str, signature: Signature) -> Served:
             key: value if type(value) is np.ndarray else np.asarray(value) for key, value in outputs.items()
         }
 
-    return Served(signature.inputs, signature.outputs, call)
+    def check(inputs: Mapping[str, Any]) -> Arrays:
+        return _checked(name, signature.inputs, inputs)
+
+    return Served(signature.inputs, signature.outputs, call, check)
 
 
 def _checked(name: str, specs: Mapping[str, Spec], inputs: Mapping[str, Any]) -> Arrays:
@@ -237,4 +258,5 @@ def _converted(value: Any, array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarra
         limits = np.iinfo(dtype)
         if array.size and (array.min() < limits.min or array.max() > limits.max):
             raise ValueError(f"Received a number outside {limits.min} to {limits.max}.")
-    return array.astype(dtype)
+    with np.errstate(over="ignore"):  # Too large for a float32 is an infinity, which the runtime takes.
+        return array.astype(dtype)

@@ -6,13 +6,14 @@ The run's receipt holds every epoch and the receipt of every export; an export's
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import formats
-from pipeline.formats.base import FACTS
+from pipeline.formats.base import FACTS, MANIFEST
 from pipeline.run import RunDirectory, write_text
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def write(
         by_artifact.setdefault(verified.artifact, []).append(verified)
     for artifact, held in by_artifact.items():
         receipt = _receipt(held[0].format, artifact, [verified.as_json() for verified in held], [])
+        receipt["files"] = _digests(run.path / artifact)
+        receipts.pop(artifact, None)
         receipts[artifact] = receipt
         facts = run.path / artifact / formats.load(held[0].format).TRAITS.facts
         write_text(facts / formats.RECEIPT, _dump(receipt))
@@ -70,7 +73,8 @@ def _read(run: RunDirectory, num_epochs: int) -> tuple[dict[int, Receipt], dict[
 
 
 def _receipt(format: str, artifact: str, rows: list[Receipt], exports: list[Receipt]) -> Receipt:
-    good = all(map(_matches, rows)) and all(export["verdict"] == "match" for export in exports)
+    newest = {export["format"]: export for export in sorted(exports, key=_version)}
+    good = all(map(_matches, rows)) and all(export["verdict"] == "match" for export in newest.values())
     return {
         "verdict": "match" if good else "mismatch",
         "format": format,
@@ -80,9 +84,29 @@ def _receipt(format: str, artifact: str, rows: list[Receipt], exports: list[Rece
     }
 
 
+def _version(export: Receipt) -> int:
+    return int(export["artifact"].rpartition("/")[2])
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file of an export but those that say something about it."""
+    return {
+        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name not in (MANIFEST, formats.RECEIPT)
+    }
+
+
+def changed_files(directory: Path, receipt: Receipt) -> list[str]:
+    """Return the files of an export that are not as they were when it was verified."""
+    now, then = _digests(directory), receipt.get("files", {})
+    return sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
+
+
 def _matches(row: Receipt) -> bool:
     compared = [*row["metrics"].values(), *row.get("signatures", {}).values()]
-    return bool(row["metrics"]) and all(value["match"] for value in compared)
+    good = bool(row["metrics"]) and all(value["match"] for value in compared)
+    return good and formats.DEFAULT not in row.get("not_compared", {})
 
 
 def _dump(receipt: Mapping[str, Any]) -> str:
@@ -155,6 +179,7 @@ def parity_table(exports: Sequence[Verified], *, columns: int) -> str:
                     _yes(found.match),
                 ]
             )
+        cells += [[row.label, name, *["-"] * 6, "not compared"] for name in row.not_compared]
     if not cells:
         return ""
     if sum(_widths([header, *cells])) + 2 * len(header) > columns:

@@ -94,7 +94,7 @@ def train_and_export(
         config=settings.resolved,
         stopped=lambda: bool(received),
     )
-    exporting.rehearse(run, settings.export, dataset)
+    exporting.rehearse(exporting.source(run, [], settings.export, dataset, settings.verify))
     started = time.perf_counter()
     finished = prepared.fit(on_epoch)
     rows = run.read_rows()
@@ -107,5 +107,6 @@ def train_and_export(
     chosen = select_rows(rows, settings.epoch if finished else "last", settings.resolved["best"])
     for row in chosen:
         prepared.record_answers(row.epoch)
-    exporting.export(run, chosen, settings.export, dataset)
+    epochs = [row.epoch for row in chosen]
+    exporting.export(exporting.source(run, epochs, settings.export, dataset, settings.verify))
     return True

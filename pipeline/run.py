@@ -107,16 +107,19 @@ class RunDirectory:
         """
         if any((self.path / name).exists() for name in WRITTEN):
             raise ConfigError([_taken(self.path)])
+        self._check_path("hydra.run.dir")
+
+    def _check_path(self, key: str) -> None:
         if set(str(self.path.absolute())) & PATTERN_CHARACTERS:
             raise ConfigError(
-                [f"hydra.run.dir must have none of {' '.join(sorted(PATTERN_CHARACTERS))}: {self.path}."]
+                [f"{key} must have none of {' '.join(sorted(PATTERN_CHARACTERS))}: {self.path}."]
             )
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """Take the directory for a new run; of two processes that try, one succeeds.
 
-        A claim under which nothing was written is given back.
+        A claim under which no epoch was logged is given back, with all that was written.
 
         Raises:
             ConfigError: Another run was, or is, here.
@@ -130,8 +133,9 @@ class RunDirectory:
         try:
             yield
         finally:
-            if not any(checkpoints.iterdir()):
-                checkpoints.rmdir()
+            if not (self.path / "metrics.jsonl").exists():
+                shutil.rmtree(checkpoints, ignore_errors=True)
+                (self.path / "run.json").unlink(missing_ok=True)
 
     def checkpoint(self, epoch: int) -> Path:
         """Return the prefix of the checkpoint after an epoch."""
@@ -148,6 +152,7 @@ class RunDirectory:
             ConfigError: This is no run directory, or the file is damaged.
         """
         path = self.path / "run.json"
+        self._check_path("run_dir")
         try:
             facts = json.loads(path.read_text())
         except OSError as error:

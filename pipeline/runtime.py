@@ -76,12 +76,14 @@ def _no_garbage_collection() -> Iterator[None]:
     TensorFlow's import makes a million objects that stay: to search them takes a quarter of its time, and
     as long again when the process ends.
     """
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        gc.enable()
+        if was_enabled:
+            gc.enable()
 
 
 def describe() -> dict[str, Any]:

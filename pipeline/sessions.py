@@ -6,15 +6,17 @@ model's code is not needed. See https://www.tensorflow.org/api_docs/python/tf/co
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from pipeline.binding import ConfigError
 from pipeline.checkpoints import Graph, spec_of
-from pipeline.evaluation import Signature, Spec, predicting
+from pipeline.evaluation import SESSION_GRAPH, Signature, Spec, predicting
 
 v1 = tf.compat.v1
 
@@ -45,7 +47,7 @@ class _Builder:
         self.variables = {
             name: v1.Variable(
                 lambda variable=variable: tf.zeros(variable.shape, variable.dtype),
-                name=name,
+                name=f"weights/{name}",
                 use_resource=True,
                 trainable=False,
             )
@@ -93,17 +95,15 @@ class _Builder:
         """Add a signature under placeholders of its own; return its definition."""
         scope = f"signature/{name}"
         inputs = {key: _placeholder(spec, f"{scope}/{key}") for key, spec in signature.inputs.items()}
-        outputs = self.call(signature, inputs, f"{scope}/function")
-        return v1.saved_model.build_signature_def(
-            {key: v1.saved_model.build_tensor_info(tensor) for key, tensor in inputs.items()},
-            {key: v1.saved_model.build_tensor_info(tensor) for key, tensor in outputs.items()},
-            "tensorflow/serving/predict",
-        )
+        return _definition(inputs, self.call(signature, inputs, f"{scope}/function"))
 
-    def add_session_graph(self, signature: Signature) -> None:
-        """Add a function whose inputs and outputs are tensors of the same names."""
+    def add_session_graph(self, signature: Signature) -> Any:
+        """Add a function whose inputs and outputs are tensors of the same names; return its definition."""
         inputs = {name: _placeholder(spec, name) for name, spec in signature.inputs.items()}
-        _name(self.call(signature, inputs, "session_graph"))
+        outputs = self.call(signature, inputs, "function")
+        _name(outputs)
+        graph = tf.compat.v1.get_default_graph()
+        return _definition(inputs, {name: graph.get_tensor_by_name(f"{name}:0") for name in outputs})
 
     def add_input_pipeline(self) -> None:
         """Add `<array>_data_ph`, `batch_size_ph`, `dataset_init`, and what is computed of each batch.
@@ -142,6 +142,14 @@ class _Builder:
         return session
 
 
+def _definition(inputs: Tensors, outputs: Tensors) -> Any:
+    return v1.saved_model.build_signature_def(
+        {key: v1.saved_model.build_tensor_info(tensor) for key, tensor in inputs.items()},
+        {key: v1.saved_model.build_tensor_info(tensor) for key, tensor in outputs.items()},
+        "tensorflow/serving/predict",
+    )
+
+
 def _placeholder(spec: Spec, name: str) -> Any:
     return v1.placeholder(spec.dtype, spec.shape, name=name)
 
@@ -154,8 +162,19 @@ def _convert(tensor: tf.Tensor, spec: Spec) -> tf.Tensor:
 
 
 def _name(outputs: Tensors) -> None:
+    """Give tensors their names.
+
+    Raises:
+        ConfigError: A name is taken: an output is named like an input, for instance.
+    """
     for name, tensor in outputs.items():
-        tf.identity(tensor, name=name)
+        if tf.identity(tensor, name=name).op.name != name:
+            raise ConfigError(
+                [
+                    f"A TF1 graph must have one tensor {name}:0. An output and an input of the model have "
+                    "this name. State a BuiltModel.session_graph, or use export=saved_model."
+                ]
+            )
 
 
 def build(graph: Graph, *, input_pipeline: bool) -> SessionGraph:
@@ -169,19 +188,52 @@ def build(graph: Graph, *, input_pipeline: bool) -> SessionGraph:
     values = {name: variable.numpy() for name, variable in graph.weights.items()}
     with tf.Graph().as_default():
         builder = _Builder(graph)
+        definitions = {}
         if input_pipeline or graph.session_graph is None:
             builder.add_input_pipeline()
         else:
-            builder.add_session_graph(graph.session_graph)
-        definitions = {
-            name: builder.add_signature(name, signature) for name, signature in graph.signatures.items()
-        }
+            definitions[SESSION_GRAPH] = builder.add_session_graph(graph.session_graph)
+        for name, signature in graph.signatures.items():
+            definitions[name] = builder.add_signature(name, signature)
         return SessionGraph(builder.start(values), definitions)
 
 
 def signatures_of(session: Any, definitions: Mapping[str, Any]) -> dict[str, Signature]:
-    """Return the signatures that a session's graph holds, by their definitions."""
-    return {name: _signature(session, definition) for name, definition in definitions.items()}
+    """Return the signatures that a session's graph holds, by their definitions.
+
+    Where it has an input pipeline, `evaluate` and the signature that predicts from its arrays go through
+    that; where its tensors have names of their own, they are the signature `session_graph`.
+    """
+    signatures = {name: _signature(session, definition) for name, definition in definitions.items()}
+    names = {operation.name for operation in session.graph.get_operations()}
+    if DATASET_INIT in names:
+        evaluate = signatures["evaluate"]
+        lock = threading.Lock()  # The graph has one iterator.
+        for name in {"evaluate", predicting(signatures, evaluate)} - {None}:
+            signatures[str(name)] = _through_input_pipeline(session, signatures[str(name)], evaluate, lock)
+    return signatures
+
+
+def _through_input_pipeline(
+    session: Any, signature: Signature, evaluate: Signature, lock: threading.Lock
+) -> Signature:
+    """Return a signature that reads its batch through the input pipeline."""
+    outputs = {name: f"{name}:0" for name in signature.outputs}
+
+    def call(**arrays: Any) -> Tensors:
+        given = {name: array for name, array in arrays.items() if name not in evaluate.carried}
+        num_rows = len(next(iter(given.values())))
+        feeds = {
+            f"{name}_data_ph:0": given.get(name, np.zeros([num_rows] + [n or 1 for n in spec.shape[1:]]))
+            for name, spec in evaluate.inputs.items()
+            if name not in evaluate.carried and spec.shape is not None
+        }
+        state = {f"{name}_ph:0": arrays[name] for name in evaluate.carried}
+        with lock:
+            session.run(DATASET_INIT, {**feeds, f"{BATCH_SIZE}:0": num_rows})
+            return session.run(outputs, state)
+
+    return Signature(signature.inputs, signature.outputs, call)
 
 
 def _signature(session: Any, definition: Any) -> Signature:

@@ -34,10 +34,7 @@ def launch(
         timeout_secs: See there.
         memory_limit_mb: See there.
     """
-    if not configs:
-        return []
-    ledger = Ledger(Path(str(configs[0].hydra.sweep.dir)).absolute())
-    direction = str(OmegaConf.select(configs[0], "sweep.direction", default="minimize"))
+    ledger, direction = _ledger_and_direction(configs[0])
     pool = Pool(ledger, n_jobs or default_jobs(), timeout_secs, memory_limit_mb)
     trials: dict[int, Trial] = {}
     with ledger.locked(), tqdm(total=len(configs), desc="trials", unit="trial", disable=None) as bar:
@@ -67,6 +64,11 @@ def launch(
     return [_job_return(trials[index], config) for index, config in enumerate(configs)]
 
 
+def _ledger_and_direction(config: DictConfig) -> tuple[Ledger, str]:
+    ledger = Ledger(Path(str(config.hydra.sweep.dir)).absolute())
+    return ledger, str(OmegaConf.select(config, "sweep.direction", default="minimize"))
+
+
 def default_jobs() -> int:
     """Return how many trials run at a time if nobody says: one for two cores, which TensorFlow fills."""
     return max(1, len(os.sched_getaffinity(0)) // 2)
@@ -89,9 +91,15 @@ def _job_return(trial: Trial, config: DictConfig) -> JobReturn:
     return done
 
 
-def summary(directory: Path, direction: str, *, columns: int) -> str:
-    """Return the leaderboard as an aligned table, and a sentence for each trial that did not finish."""
-    trials = ledgers.ranked(Ledger(directory).read(), direction)
+def summary(config: DictConfig, *, columns: int) -> str:
+    """Return the leaderboard as an aligned table, and a sentence for each trial that did not finish.
+
+    Args:
+        config: The composed configuration of any of the sweep's jobs.
+        columns: The table is not to be wider, if that can be.
+    """
+    ledger, direction = _ledger_and_direction(config)
+    trials = ledgers.ranked(ledger.read(), direction)
     header, lines = ledgers.rows(trials)
     if columns < sum(max(map(len, column)) + 2 for column in zip(header, *lines, strict=True)):
         shown = [i for i, name in enumerate(header) if name not in ("epochs", "seconds")]
@@ -106,4 +114,4 @@ def summary(directory: Path, direction: str, *, columns: int) -> str:
         f"trial {trial.number} {trial.state}: {trial.reason or 'no reason'} ({trial.run_dir})"
         for trial in unfinished
     ]
-    return "\n".join(table)
+    return "\n".join([*table, f"ledger: {ledger.path}"])

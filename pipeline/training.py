@@ -153,7 +153,9 @@ class Training:
         """Write what the model answers to the run's requests with the variables of an epoch."""
         checkpoints.restore(self.run.checkpoint(epoch), self.built.weights)
         requests = parity.read(self.run.requests)
-        parity.write(self.run.answers(epoch), parity.answer(self.signatures, requests))
+        parity.write(
+            self.run.answers(epoch), parity.answer(_functions(self.built, self.signatures), requests)
+        )
 
     def compile(self) -> Compiled:
         """Compile the training loop over the training split."""
@@ -280,15 +282,15 @@ def prepare(
         name: checkpoints.signature_of(function.get_concrete_function())
         for name, function in built.signatures.items()
     }
-    _check_signatures(signatures, set(dataset.train))
-    known = [name.removesuffix("_sum") for name in signatures["evaluate"].outputs if name.endswith("_sum")]
-    if missing := sorted(set(metrics) - set(known)):
-        raise ConfigError([unknown("A metric", name, known) for name in missing])
+    _check_signatures(signatures, set(dataset.train), metrics)
     num_steps = dataset.num_train // dataset.batch_size * epochs
     keras_optimizer = optimizer.build(num_steps)
     keras_optimizer.build([variable for variable in built.weights.values() if variable.trainable])
     checkpoints.write_graph(run.graph, built)
-    parity.write(run.requests, parity.example_requests(signatures, dataset.test))
+    requests = parity.example_requests(_functions(built, signatures), dataset.test)
+    for name, example in built.examples.items():
+        requests[name] |= {key: np.asarray(value) for key, value in example.items()}
+    parity.write(run.requests, requests)
     run.write_facts(
         {
             "seed": seed,
@@ -309,12 +311,19 @@ def prepare(
     return Training(run, dataset, built, keras_optimizer, signatures, epochs, seed, use_xla, stopped)
 
 
-def _check_signatures(signatures: Mapping[str, Signature], arrays: set[str]) -> None:
+def _functions(built: BuiltModel, signatures: Mapping[str, Signature]) -> Mapping[str, Signature]:
+    graph = built.session_graph
+    return checkpoints.askable(
+        signatures, None if graph is None else checkpoints.signature_of(graph.get_concrete_function())
+    )
+
+
+def _check_signatures(signatures: Mapping[str, Signature], arrays: set[str], metrics: Sequence[str]) -> None:
     """Check that a model can be evaluated.
 
     Raises:
-        ConfigError: It has no `evaluate` that takes a batch and returns `loss_sum` and `count`, or carries
-            state without an `initial_state`.
+        ConfigError: It has no `evaluate` that takes a batch and returns `loss_sum`, `count` and the metrics
+            asked for, or carries state without an `initial_state`.
     """
     problems = []
     if "evaluate" not in signatures:
@@ -325,6 +334,8 @@ def _check_signatures(signatures: Mapping[str, Signature], arrays: set[str]) -> 
             problems.append(
                 f"The model's evaluate must return loss_sum and count. Received: {sorted(evaluate.outputs)}."
             )
+        known = [name.removesuffix("_sum") for name in evaluate.outputs if name.endswith("_sum")]
+        problems += [unknown("A metric", name, known) for name in sorted(set(metrics) - set(known))]
         if set(evaluate.inputs) - set(evaluate.carried) != arrays:
             problems.append(
                 f"The model's evaluate must take a batch, {sorted(arrays)}, and the state it carries. "

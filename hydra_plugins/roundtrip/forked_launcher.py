@@ -4,6 +4,8 @@ Hydra executes this module for every command, outside `sys.modules`: it imports 
 cannot be looked up later.
 """
 
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,4 +58,8 @@ class ForkedLauncher(Launcher):
             self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
             for overrides in job_overrides
         ]
-        return sweeps.launch(self.task_function, configs, *self.limits)
+        try:
+            return sweeps.launch(self.task_function, configs, *self.limits)
+        finally:
+            columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+            print(sweeps.summary(configs[0], columns=columns), flush=True)

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.binding import ConfigError
-from pipeline.evaluation import Signature, predicting, scored
+from pipeline.evaluation import SESSION_GRAPH, Signature, predicting, scored
 from pipeline.formats.base import Format, Manifest, Source, read_manifest, write_manifest
 
 if TYPE_CHECKING:
     from pipeline.checkpoints import Graph
 
 RECEIPT = "verification.json"
+DEFAULT = "serving_default"
 
 
 def load(name: str) -> Format:
@@ -50,14 +51,17 @@ def rehearse(source: Source, name: str) -> Mapping[str, str]:
 
 def _write(source: Source, name: str, directory: Path) -> None:
     format = load(name)
+    held = [key for key in source.requests if key != SESSION_GRAPH] + ["evaluate"]
     left_out = format.write(source, directory)
+    quantization = source.options.quantization if name == "tflite" else "none"
     facts = Manifest(
         format=name,
         epochs=list(source.numbers),
-        signatures=[key for key in [*source.requests, "evaluate"] if key not in left_out],
+        signatures=[key for key in held if key not in left_out],
         left_out=dict(left_out),
         run=str(source.run.path),
-        quantization=source.options.quantization if name == "tflite" else "none",
+        quantization=quantization,
+        quantized_tolerance=0.0 if quantization == "none" else source.quantized_tolerance,
     )
     write_manifest(directory, format.TRAITS, facts)
 

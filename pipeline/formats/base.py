@@ -31,10 +31,12 @@ class Traits:
     Attributes:
         facts: Folder inside an export for what is said about it: the manifest and the receipt.
         exact: Whether what is restored must give the same bits: no converter has been at work.
+        copied: Whether it is the run's own graph, copied, so that nothing needs to be rehearsed.
     """
 
     facts: str
     exact: bool
+    copied: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,9 @@ class Source:
         numbers: The epochs; none for a rehearsal, with the variables as they were before training.
         options: See `Export`.
         requests: Example inputs for every signature.
-        calibration: Returns requests made of training data, for a format that counts value ranges.
+        calibration: Returns requests made of training data, for a format that counts value ranges; of the
+            signatures all of whose inputs are arrays of the data, or state.
+        quantized_tolerance: How far a metric of a quantized export may be from the logged one.
     """
 
     run: RunDirectory
@@ -54,6 +58,7 @@ class Source:
     options: Export
     requests: Requests
     calibration: Callable[[], Sequence[Requests]]
+    quantized_tolerance: float = 0.0
 
     def graph(self) -> Graph:
         """Open the run's graph with the variables of the one epoch that is to be exported."""
@@ -83,6 +88,7 @@ class Manifest:
         left_out: The other ones, with the reason.
         run: The run's directory when it was exported.
         quantization: See `Export`.
+        quantized_tolerance: See `Verify`; 0 where nothing is quantized.
     """
 
     format: str
@@ -91,6 +97,7 @@ class Manifest:
     left_out: Mapping[str, str]
     run: str
     quantization: str
+    quantized_tolerance: float
 
 
 def write_manifest(directory: Path, traits: Traits, manifest: Manifest) -> None:

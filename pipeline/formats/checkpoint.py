@@ -14,7 +14,7 @@ from pathlib import Path
 from pipeline.evaluation import Signature
 from pipeline.formats.base import Source, Traits
 
-TRAITS = Traits(facts=".", exact=True)
+TRAITS = Traits(facts=".", exact=True, copied=True)
 GRAPH = "graph"
 
 

@@ -8,6 +8,7 @@ See https://keras.io/guides/serialization_and_saving.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ def write(source: Source, directory: Path) -> Mapping[str, str]:
                 f"{sorted(tensor.name for tensor in network.inputs)} -> {sorted(network.output)}."
             ]
         )
-    network.save(directory / FILE)
+    with warnings.catch_warnings(action="ignore"):  # NumPy's, of how Keras uses it.
+        network.save(directory / FILE)
     reason = "a Keras file holds one network"
     return {name: reason for name in graph.signatures if name not in held}
 

@@ -30,9 +30,10 @@ TRAITS = Traits(facts=".", exact=True)
 
 def write(source: Source, directory: Path) -> Mapping[str, str]:
     """Write the graph and the variables of each epoch."""
+    prefixes = []
     for epoch, graph in source.epochs():
-        _write_epoch(graph, directory / f"epoch-{epoch}")
-    prefixes = [f"epoch-{epoch}" for epoch in source.numbers]
+        prefixes.append(f"epoch-{epoch}")
+        _write_epoch(graph, directory / prefixes[-1])
     v1.train.update_checkpoint_state(str(directory), prefixes[-1], prefixes)
     return {}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline.evaluation import Signature
 from pipeline.formats.base import Source, Traits
 
-TRAITS = Traits(facts="assets.extra", exact=True)
+TRAITS = Traits(facts="assets.extra", exact=True, copied=True)
 
 # TensorFlow's own fingerprint of the graph's SavedModel covers the variables that are replaced.
 NOT_COPIED = ("variables", "fingerprint.pb")

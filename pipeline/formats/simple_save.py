@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import tensorflow as tf
 
@@ -38,7 +37,7 @@ def write(source: Source, directory: Path) -> Mapping[str, str]:
 
 
 def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
-    """Load the SavedModel; its `evaluate` reads each batch through the input pipeline.
+    """Load the SavedModel; what it evaluates and predicts of a batch is read through the input pipeline.
 
     Raises:
         ConfigError: A file is missing or damaged.
@@ -46,22 +45,6 @@ def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
     try:
         session = v1.Session(graph=tf.Graph())
         meta = v1.saved_model.load(session, [v1.saved_model.tag_constants.SERVING], str(directory))
-        signatures = sessions.signatures_of(session, meta.signature_def)
-        evaluate = _through_input_pipeline(session, signatures["evaluate"])
+        return sessions.signatures_of(session, meta.signature_def)
     except Exception as error:  # Whatever the damaged bytes lead the loader into.
         raise ConfigError([f"{directory} must be whole. Loading it failed: {error}"]) from error
-    return {**signatures, "evaluate": evaluate}
-
-
-def _through_input_pipeline(session: Any, evaluate: Signature) -> Signature:
-    outputs = {name: f"{name}:0" for name in evaluate.outputs}
-
-    def call(**arrays: Any) -> Mapping[str, Any]:
-        batch = {name: array for name, array in arrays.items() if name not in evaluate.carried}
-        state = {f"{name}_ph:0": arrays[name] for name in evaluate.carried}
-        feeds = {f"{name}_data_ph:0": array for name, array in batch.items()}
-        num_rows = len(next(iter(batch.values())))
-        session.run(sessions.DATASET_INIT, {**feeds, f"{sessions.BATCH_SIZE}:0": num_rows})
-        return session.run(outputs, state)
-
-    return Signature(evaluate.inputs, evaluate.outputs, call)

@@ -44,6 +44,10 @@ def write(source: Source, directory: Path) -> Mapping[str, str]:
         functions = {name: signature.call for name, signature in graph.signatures.items()}
         with held_back_stderr(show_on_error=False):
             tf.saved_model.save(module, folder, signatures=functions)
+        if source.options.quantization == "int8":
+            known = {name for requests in source.calibration() for name in requests}
+            unknown = "int8 needs the value ranges of its inputs, which are no arrays of the data"
+            left_out |= {name: unknown for name in graph.signatures if name not in {*known, *left_out}}
         candidates = [name for name in graph.signatures if name not in left_out]
         for name in candidates:
             reason = _reason(source, folder, name)

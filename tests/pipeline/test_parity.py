@@ -37,7 +37,7 @@ def test_requests_are_rows_of_the_data_where_they_can_be() -> None:
     assert found["tokens"][:, 0].tolist() == list(range(32))
     assert found["state"].shape == (32, 3)
     assert 0 <= found["state"].min() < found["state"].max() < 1
-    assert [found[name].tolist() for name in ("batch_size", "seed", "prompt")] == [8, [8, 8], b""]
+    assert [found[name].tolist() for name in ("batch_size", "seed", "prompt")] == [8, [0, 0], b""]
     assert found["batch_size"].dtype == np.int64
 
 
@@ -80,6 +80,8 @@ def compare(restored: Any, expected: Any, **tolerances: float) -> parity.Parity:
         ([[3.0, 2.0], [0.0, 1.0]], [[1.0, 2.0], [0.0, 1.0]], 2.0, 1),
         ([1, 2], [1, 4], 2.0, 0),
         ([math.nan], [1.0], math.inf, 0),
+        ([math.nan, -math.inf], [math.nan, -math.inf], 0.0, 0),
+        ([math.inf], [-math.inf], math.inf, 0),
         ([1.0], [[1.0]], math.inf, 0),
         ([1], [1.0], math.inf, 0),
         (b"abd", b"abc", 1.0, 0),
@@ -98,6 +100,10 @@ def test_tolerance_is_relative_to_the_largest_value() -> None:
     assert not compare([[100.0, 0.002]], [[100.0, 0.0]], rel_tolerance=1e-5).match
     assert compare([[100.0, 0.002]], [[100.0, 0.0]], abs_tolerance=0.01).match
     assert not compare([3], [4], rel_tolerance=0.5).match, "a class is the same or it is another"
+    masked = [[1.0, -math.inf]]
+    assert compare(masked, masked, rel_tolerance=1e-5).match
+    assert not compare([[2.0, -math.inf]], masked, rel_tolerance=1e-5).match
+    assert not compare([[math.nan]], [[1.0]], abs_tolerance=math.inf).match, "whatever is accepted"
 
 
 def test_other_outputs_are_no_answer() -> None:

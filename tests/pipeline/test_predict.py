@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ def run(
         Path(), "onnx", 0, {name: predictor._served(name, one) for name, one in signatures.items()}
     )
     monkeypatch.setattr(predictor, "open", lambda *arguments, **options: opened)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(line + "\n" for line in lines)))
+    given = "".join(line + "\n" for line in lines).encode("latin-1", errors="replace")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
     settings = Settings(
         **{
             "export_dir": Path(),
@@ -57,7 +59,7 @@ def run(
         }
     )
     code = predict.predict(settings)
-    return code, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    return code, [json.loads(line) for line in capsys.readouterr().out.split("\n")[:-1]]
 
 
 Patch = pytest.MonkeyPatch
@@ -89,7 +91,7 @@ def test_a_line_for_a_line_whatever_is_bad(monkeypatch: Patch, capsys: Capture, 
 
 
 def test_a_line_names_its_signature_by_its_inputs(monkeypatch: Patch, capsys: Capture) -> None:
-    code, answers = run(monkeypatch, capsys, ['{"prompt": "é", "seed": 3}', '{"x": [1, 2]}'])
+    code, answers = run(monkeypatch, capsys, ['{"prompt": "\\u00e9", "seed": 3}', '{"x": [1, 2]}'])
     assert code == 0
     assert answers == [{"text": "é\\xff6"}, {"y": 3.0}]
     code, answers = run(monkeypatch, capsys, ['{"x": [1, 2]}'], signature="generate")
@@ -123,17 +125,51 @@ def test_waiting_lines_are_answered_by_one_call(monkeypatch: Patch, capsys: Capt
     assert [answer.get("y") for answer in answers] == [3, None, 15, 19, 0]
 
 
-def test_a_line_does_not_wait_longer_than_it_must(monkeypatch: Patch) -> None:
-    lines = iter(["1\n", "2\n", "3\n"])
-    assert list(predict._batches(lines, 8, 0.5)) == [["1\n", "2\n", "3\n"]]  # type: ignore[arg-type]
+def test_lines_that_do_not_go_together_are_answered_apart(monkeypatch: Patch, capsys: Capture) -> None:
+    """Rows of one line are never joined with another line's."""
+    pair = {"a": Spec("float32", (None, 1)), "b": Spec("float32", (None, 1))}
+    both = Signature(pair, {"y": Spec("float32", (None,))}, lambda a, b: {"y": (a + b)[:, 0]})
+    lines = [
+        '{"a": [[1]], "b": [[1], [2]]}',
+        '{"a": [[1], [2]], "b": [[1]]}',
+        '{"a": [[1], [2, 3]], "b": [[1]]}',
+        '{"a": [[1]], "b": [[1]]}',
+    ]
+    code, answers = run(monkeypatch, capsys, lines, batch_size=4, signatures={"serving_default": both})
+    assert code == 2
+    assert ["error" in answer for answer in answers] == [True, True, True, False]
+    assert "same number of rows. Received: a 1, b 2" in answers[0]["error"]
+
+
+ODD = [
+    b'{"self": 1}',
+    b'{"x": "\xff"}',
+    b'{"x": [[1], [2, 3]]}',
+    b'{"x": ' + b"[" * 200 + b"]" * 200 + b"}",
+    b'{"\\ud800": 1}',
+    b'{"x": [NaN, 1]}',
+    b'{"x": [1e300, 1]}',
+    b'{"x": [1, 1' + b"0" * 400 + b"]}",
+    b"\x00",
+]
+
+
+@pytest.mark.parametrize("batch_size", [1, 16])
+def test_no_line_ends_the_stream(monkeypatch: Patch, capsys: Capture, batch_size: int) -> None:
+    lines = [*(line.decode("latin-1") for line in ODD), '{"x": [1, 2]}']
+    code, answers = run(monkeypatch, capsys, lines, batch_size=batch_size)
+    assert code == 2
+    assert [set(answer) for answer in answers] == [{"error"}] * len(ODD) + [{"y"}]
+
+
+def test_a_line_does_not_wait_longer_than_it_must() -> None:
+    assert list(predict._batches(io.BytesIO(b"1\n2\n3\n"), 8, 0.5)) == [[b"1\n", b"2\n", b"3\n"]]
 
     def slowly() -> Any:
-        yield "1\n"
-        while True:
-            yield "\n"
+        yield b"1\n"
+        threading.Event().wait()
 
-    batches = predict._batches(slowly(), 8, 0.01)
-    assert next(batches) == ["1\n"]
+    assert next(predict._batches(slowly(), 8, 0.01)) == [b"1\n"]
 
 
 def test_an_answer_that_json_cannot_say(monkeypatch: Patch, capsys: Capture) -> None:

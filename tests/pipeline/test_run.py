@@ -36,7 +36,7 @@ def test_a_directory_is_claimed_once(run: RunDirectory) -> None:
     with run.claimed():
         with pytest.raises(ConfigError, match=f"{run.path} does, and it is left as it was"), run.claimed():
             pass
-        run.checkpoint(0).touch()
+        run.append_row(ROWS[0])
     with pytest.raises(ConfigError, match="must not hold a run already"):
         run.check_unused()
 
@@ -48,9 +48,11 @@ def test_of_two_that_claim_at_once_one_succeeds(run: RunDirectory, monkeypatch: 
             pass
 
 
-def test_a_claim_under_which_nothing_was_written_is_given_back(run: RunDirectory) -> None:
+def test_a_claim_under_which_no_epoch_was_logged_is_given_back(run: RunDirectory) -> None:
     with run.claimed():
-        pass
+        run.checkpoint(0).touch()
+        run.write_facts({"seed": 0})
+    assert not list(run.path.iterdir())
     with run.claimed():
         pass
 

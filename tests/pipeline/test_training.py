@@ -185,7 +185,7 @@ def test_a_model_that_cannot_be_evaluated_is_refused(
         for name, (inputs, outputs) in signatures.items()
     }
     with pytest.raises(ConfigError, match=message):
-        training._check_signatures(made, {"feature", "target"})
+        training._check_signatures(made, {"feature", "target"}, ["loss"])
 
 
 def test_stopping_keeps_what_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
