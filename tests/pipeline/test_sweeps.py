@@ -1,0 +1,325 @@
+"""Sweeps: what becomes of each trial, and what the next sweep in the same directory does with it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.conf import HydraConf
+from hydra.core.utils import JobStatus
+from omegaconf import DictConfig, OmegaConf
+
+from pipeline import ledger as ledgers
+from pipeline import sweeps, trials
+from pipeline.binding import ConfigError
+from pipeline.command import Job, Result
+from pipeline.ledger import Ledger, Trial
+from tests.conftest import Command
+
+
+def trial(number: int, **changes: Any) -> Trial:
+    values: dict[str, Any] = {
+        "overrides": ["model=gru", f"seed={number}"],
+        "config_hash": f"hash{number}",
+        "state": ledgers.DONE,
+        "run_dir": f"sweep/{number}",
+        "objective": float(number),
+        "verdict": "match",
+        "epochs": 2,
+        "seconds": 1.5,
+    }
+    return Trial(number, **{**values, **changes})
+
+
+class TestLedger:
+    def test_a_trial_has_one_line_whatever_becomes_of_it(self, tmp_path: Path) -> None:
+        ledger = Ledger(tmp_path)
+        assert ledger.read() == []
+        for state in (ledgers.RUNNING, ledgers.DONE):
+            for number in (1, 0):
+                ledger.write(trial(number, state=state))
+        assert ledger.read() == [trial(0), trial(1)]
+        assert len(ledger.path.read_text().splitlines()) == 2
+
+    def test_what_need_not_run_again(self, tmp_path: Path) -> None:
+        ledger = Ledger(tmp_path)
+        for number, state in enumerate((ledgers.DONE, ledgers.FAILED, ledgers.PRUNED, ledgers.RUNNING)):
+            ledger.write(trial(number, state=state))
+        assert [ledger.finished(f"hash{number}") is not None for number in range(5)] == [
+            True,
+            False,
+            True,
+            False,
+            False,
+        ]
+        ledger.close()
+        assert ledger.read()[3].state == ledgers.INTERRUPTED
+
+    def test_no_directory_is_used_twice(self, tmp_path: Path) -> None:
+        ledger = Ledger(tmp_path)
+        assert ledger.next_number() == 0
+        ledger.write(trial(4))
+        (tmp_path / "5").mkdir()
+        assert ledger.next_number() == 6
+
+    def test_one_sweep_at_a_time(self, tmp_path: Path) -> None:
+        ledger = Ledger(tmp_path)
+        with (
+            ledger.locked(),
+            pytest.raises(ConfigError, match=f"is in use by process {os.getpid()} on "),
+            ledger.locked(),
+        ):
+            pass
+        with ledger.locked():
+            pass
+
+    @pytest.mark.parametrize("text", ["{", "[]\n", '{"number": 1}\n'])
+    def test_a_damaged_ledger_is_left_alone(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "ledger.jsonl").write_text(text)
+        with pytest.raises(ConfigError, match="ledger.jsonl must be a ledger"):
+            Ledger(tmp_path).read()
+
+    def test_a_trial_that_does_not_match_is_never_the_best(self) -> None:
+        found = [
+            trial(0, objective=0.5),
+            trial(1, objective=0.1, state=ledgers.MISMATCH, verdict="mismatch"),
+            trial(2, objective=0.4),
+            trial(3, objective=None, state=ledgers.FAILED),
+            trial(4, objective=0.2, state=ledgers.PRUNED, verdict=None),
+        ]
+        assert [one.number for one in ledgers.ranked(found, "minimize")] == [2, 0, 4, 1, 3]
+        assert [one.number for one in ledgers.ranked(found, "maximize")] == [0, 2, 4, 1, 3]
+
+    def test_the_leaderboard_shows_what_differs(self, tmp_path: Path) -> None:
+        ledger = Ledger(tmp_path)
+        ledger.write(trial(0, objective=2.0))
+        ledger.write(trial(1, state=ledgers.KILLED, objective=None, verdict=None, reason="SIGKILL"))
+        with ledgers.write_leaderboard(ledger, "minimize").open() as file:
+            rows = list(csv.DictReader(file))
+        assert [(row["trial"], row["seed"], row["objective"]) for row in rows] == [
+            ("0", "0", "2"),
+            ("1", "1", ""),
+        ]
+        assert rows[1]["reason"] == "SIGKILL"
+        assert ledgers.swept_keys([trial(0)]) == ["model", "seed"]
+
+
+def configuration(directory: Path, **values: Any) -> DictConfig:
+    """Return a composed configuration, with as much of the `hydra` section as a trial needs."""
+    hydra = {
+        "sweep": {"dir": str(directory), "subdir": "${hydra.job.num}"},
+        "job": {"chdir": False, "name": "test"},
+        "overrides": {"task": [f"{key}={value}" for key, value in values.items()]},
+        "job_logging": {"version": 1, "root": None},
+        "output_subdir": None,
+    }
+    config = OmegaConf.create({**values, "sweep": {"direction": "minimize"}})
+    config.hydra = OmegaConf.merge(OmegaConf.structured(HydraConf), hydra)
+    return config
+
+
+def behave(cfg: DictConfig) -> Any:
+    """What the trials of these tests do."""
+    kind = cfg.kind
+    if kind == "raise":
+        raise RuntimeError("no luck")
+    if kind == "refuse":
+        raise ConfigError(["x must be y.", "a must be b."])
+    if kind == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if kind == "hang":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(600)
+    if kind == "eat":
+        eaten = bytearray(400_000_000)
+        eaten[:] = b"x" * len(eaten)
+        time.sleep(600)
+    if kind == "mismatch":
+        return Result(0.25, 3, "mismatch", 2)
+    if kind == "plain":
+        return 0.5
+    if kind == "none":
+        return None
+    print("a trial speaks")
+    return Result(float(cfg.value), 0, "match", 2)
+
+
+def launch(directory: Path, configs: Sequence[dict[str, Any]], **limits: Any) -> list[Any]:
+    arguments = {"n_jobs": 2, "timeout_secs": None, "memory_limit_mb": None, **limits}
+    return sweeps.launch(behave, [configuration(directory, **one) for one in configs], **arguments)
+
+
+def states(directory: Path) -> list[str]:
+    return [one.state for one in Ledger(directory).read()]
+
+
+def test_each_trial_has_a_process_and_a_directory_of_its_own(tmp_path: Path) -> None:
+    jobs = launch(tmp_path, [{"kind": "good", "value": value} for value in (3, 1, 2)])
+    assert [job.return_value for job in jobs] == [3.0, 1.0, 2.0]
+    assert [job.status for job in jobs] == [JobStatus.COMPLETED] * 3
+    assert [(job.return_value.code, job.return_value.verdict) for job in jobs] == [(0, "match")] * 3
+    written = Ledger(tmp_path).read()
+    assert len({one.pid for one in written} | {os.getpid()}) == 4
+    assert [(tmp_path / str(n) / "output.log").read_text() for n in range(3)] == ["a trial speaks\n"] * 3
+    with (tmp_path / "leaderboard.csv").open() as file:
+        assert [row["trial"] for row in csv.DictReader(file)] == ["1", "2", "0"]
+
+
+def test_whatever_happens_to_a_trial_the_others_finish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "GRACE_SECS", 0.2)
+    kinds = ["raise", "segfault", "refuse", "mismatch", "plain", "none", "good"]
+    jobs = launch(tmp_path, [{"kind": kind, "value": 1} for kind in kinds])
+    assert states(tmp_path) == ["failed", "killed", "failed", "mismatch", "done", "done", "done"]
+    reasons = [one.reason for one in Ledger(tmp_path).read()]
+    assert reasons[:3] == ["RuntimeError: no luck", "SIGSEGV", "x must be y. a must be b."]
+    assert [job.return_value.code for job in jobs] == [1, 1, 1, 3, 0, 0, 0]
+    assert "RuntimeError: no luck" in (tmp_path / "0" / "output.log").read_text()
+    text = sweeps.summary(configuration(tmp_path, kind="", value=0), columns=500)
+    assert "trial 1 killed: SIGSEGV" in text
+    assert len(text.splitlines()[0]) > 40
+    narrow = sweeps.summary(configuration(tmp_path, kind="", value=0), columns=40)
+    assert "seconds" in text
+    assert "seconds" not in narrow
+
+
+def test_a_trial_that_takes_too_long_or_too_much_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "GRACE_SECS", 0.2)
+    launch(tmp_path / "a", [{"kind": "hang"}, {"kind": "good", "value": 1}], timeout_secs=2.0)
+    assert states(tmp_path / "a") == ["timed out", "done"]
+    assert Ledger(tmp_path / "a").read()[0].reason == "longer than 2 s"
+    launch(tmp_path / "b", [{"kind": "eat"}, {"kind": "good", "value": 1}], memory_limit_mb=700)
+    assert states(tmp_path / "b") == ["out of memory", "done"]
+
+
+def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
+    first: list[dict[str, Any]] = [{"kind": "good", "value": 1}, {"kind": "raise"}]
+    launch(tmp_path, first)
+    jobs = launch(tmp_path, [*first, {"kind": "good", "value": 2}])
+    assert [job.return_value for job in jobs][::2] == [1.0, 2.0]
+    assert states(tmp_path) == ["done", "failed", "failed", "done"]
+    assert [one.run_dir for one in Ledger(tmp_path).read()] == [str(tmp_path / str(n)) for n in range(4)]
+
+
+def test_an_interrupted_sweep_leaves_nothing_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "GRACE_SECS", 0.2)
+    seen: list[int] = []
+
+    def interrupt(pool: trials.Pool) -> list[Trial]:
+        seen.extend(one.process.pid or 0 for one in pool.running)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trials.Pool, "wait", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        launch(tmp_path, [{"kind": "hang"}, {"kind": "hang"}])
+    assert states(tmp_path) == ["interrupted", "interrupted"]
+    assert len(seen) == 2
+    assert not any(Path(f"/proc/{pid}").exists() for pid in seen)
+
+
+def train(checked: Any, on_epoch: Any = None) -> Result:
+    """Report epochs until told to stop."""
+    for epoch in range(1, 10):
+        if on_epoch(epoch, {"loss": 1 / epoch}):
+            return Result(1 / epoch, epochs=epoch, pruned=True)
+    return Result(0.1, verdict="match", epochs=9)
+
+
+def accept(cfg: DictConfig) -> DictConfig:
+    return cfg
+
+
+def test_a_trial_that_does_not_look_good_is_stopped(tmp_path: Path) -> None:
+    seen: list[tuple[int, int, float]] = []
+
+    def decide(number: int, epoch: int, metrics: Any) -> bool:
+        seen.append((number, epoch, metrics["loss"]))
+        return number == 0 and epoch == 3
+
+    pool = trials.Pool(Ledger(tmp_path), 2, None, None, decide)
+    for number in range(2):
+        pool.submit(Job(train, accept), configuration(tmp_path, value=number))
+    ended = []
+    while pool.running:
+        ended += pool.wait()
+    found = {one.number: one for one in ended}
+    assert (found[0].state, found[0].epochs, found[0].objective) == ("pruned", 3, 1 / 3)
+    assert (found[1].state, found[1].epochs, found[1].verdict) == ("done", 9, "match")
+    assert [(epoch, loss) for number, epoch, loss in seen if number == 0] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+
+
+def test_a_job_without_anybody_who_asks() -> None:
+    assert Job(lambda checked: checked.x, accept)(OmegaConf.create({"x": 3})) == 3
+
+
+def test_the_memory_of_a_process_that_is_gone() -> None:
+    assert trials._resident_mb(None) == 0
+    assert trials._resident_mb(os.getpid()) > 10
+
+
+GRU = ["-m", "model=gru", "hydra.sweep.dir=sweep"]
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (path / "ledger.jsonl").read_text().splitlines()]
+
+
+def test_a_sweep_by_command(command: Command, tmp_path: Path) -> None:
+    completed = command("pipeline", *GRU, "seed=0,1")
+    lines = completed.stdout.splitlines()
+    assert lines[0].split() == ["trial", "seed", "objective", "verdict", "state", "epochs", "seconds"]
+    assert [line.split()[3:5] for line in lines[1:3]] == [["match", "done"]] * 2
+    before = read(tmp_path / "sweep")
+    assert {one["state"] for one in before} == {"done"}
+    assert not list(tmp_path.glob("sweep/*/checkpoints/step-*"))
+    completed = command("pipeline", *GRU, "seed=0,1")
+    assert read(tmp_path / "sweep") == before, "nothing was left to run"
+
+
+def test_a_sweep_that_was_killed_goes_on(command: Command, tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "pipeline", *GRU, "seed=0,1,2", "hydra.launcher.n_jobs=1"]
+    with subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        ledger = tmp_path / "sweep" / "ledger.jsonl"
+        while not (ledger.exists() and '"number": 1' in ledger.read_text()):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        process.kill()
+    first, *_ = read(tmp_path / "sweep")
+    pid = read(tmp_path / "sweep")[1]["pid"]
+    deadline = time.monotonic() + 10
+    while pid is not None and Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline, "a trial outlives its sweep"
+        time.sleep(0.05)
+    command("pipeline", *GRU, "seed=0,1,2")
+    found = read(tmp_path / "sweep")
+    assert found[0] == first
+    assert [one["state"] for one in found] == ["done", "interrupted", "done", "done"]
+    seeds = [one["overrides"][-1] for one in found if one["state"] == "done"]
+    assert sorted(seeds) == ["seed=0", "seed=1", "seed=2"]
+
+
+def test_a_trial_that_fails_makes_the_sweep_fail(command: Command, tmp_path: Path) -> None:
+    completed = command("pipeline", *GRU, "optimizer.learning_rate=1e-2,1e38", "optimizer=sgd", code=1)
+    assert [one["state"] for one in read(tmp_path / "sweep")] == ["done", "failed"]
+    assert "trial 1 failed: NonFiniteLoss: The training loss must be finite" in completed.stdout
+
+
+@pytest.mark.parametrize("launcher", ["basic"])
+def test_other_launchers_keep_working(launcher: str, command: Command, tmp_path: Path) -> None:
+    command("pipeline", *GRU, "seed=0,1", f"hydra/launcher={launcher}")
+    for number in ("0", "1"):
+        assert (
+            json.loads((tmp_path / "sweep" / number / "verification.json").read_text())["verdict"] == "match"
+        )
