@@ -48,7 +48,6 @@ def write(
     for artifact, held in by_artifact.items():
         receipt = _receipt(held[0].format, artifact, [verified.as_json() for verified in held], [])
         receipt["files"] = _digests(run.path / artifact)
-        receipts.pop(artifact, None)
         receipts[artifact] = receipt
         facts = run.path / artifact / formats.load(held[0].format).TRAITS.facts
         write_text(facts / formats.RECEIPT, _dump(receipt))

@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from pipeline import ledger as ledgers
-from pipeline.command import DONE, FAILED, MISMATCH, Result
+from pipeline.binding import ConfigError
+from pipeline.command import DONE, FAILED, MISMATCH, Job, Result
 from pipeline.composition import plain_values
 from pipeline.ledger import Ledger, Trial
 from pipeline.trials import Pool
@@ -34,6 +35,8 @@ def launch(
         timeout_secs: See there.
         memory_limit_mb: See there.
     """
+    if isinstance(task, Job):
+        _check_all(task, configs)
     ledger, direction = _ledger_and_direction(configs[0])
     pool = Pool(ledger, n_jobs or default_jobs(), timeout_secs, memory_limit_mb)
     trials: dict[int, Trial] = {}
@@ -62,6 +65,23 @@ def launch(
         finally:
             ledgers.write_leaderboard(ledger, direction)
     return [_job_return(trials[index], config) for index, config in enumerate(configs)]
+
+
+def _check_all(job: Job, configs: Sequence[DictConfig]) -> None:
+    """Check the configuration of every trial before any is run.
+
+    Raises:
+        ConfigError: With all problems of all of them.
+    """
+    problems: dict[str, None] = {}
+    for config in configs:
+        try:
+            job.check(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
+        except ConfigError as error:
+            where = " ".join(config.hydra.overrides.task)
+            problems |= dict.fromkeys(f"{problem} ({where})" for problem in error.problems)
+    if problems:
+        raise ConfigError(problems)
 
 
 def _ledger_and_direction(config: DictConfig) -> tuple[Ledger, str]:

@@ -294,8 +294,8 @@ class TestMistakes:
                     "3 errors:",
                     "  model.nits is not a key. Known here: _target_, num_features, units, "
                     "num_classes. Did you mean units?",
-                    "  foo.bar is not a key. Known here: seed, epoch, best, train, verify, optimizer, data, "
-                    "model, export.",
+                    "  foo.bar is not a key. Known here: seed, epoch, best, sweep, train, verify, optimizer, "
+                    "data, model, export.",
                     "  train.epochs must be >= 0. Received: -1.",
                 ],
             ),
@@ -549,7 +549,9 @@ def test_a_sweep_runs_every_combination(command: Command, tmp_path: Path) -> Non
         assert len(receipt["epochs"]) == epochs + 1
     failing = ["-m", "model=dense", "seed=1,-1", "train.epochs=1"]
     stderr = command("pipeline", *failing, code=2).stderr
-    assert "seed must be >= 0. Received: -1." in stderr
+    assert "seed must be >= 0. Received: -1. (model=dense seed=-1 train.epochs=1)" in stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep", "outputs"]
+    assert not list(tmp_path.glob("outputs/**/checkpoints")), "no trial was run"
 
 
 def test_the_reader_of_the_output_may_go_away(tmp_path: Path) -> None:

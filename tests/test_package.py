@@ -29,7 +29,9 @@ def test_the_wheel_holds_code_and_configuration_alike(tmp_path: Path) -> None:
     subprocess.run([*build, "--wheel-dir", tmp_path, source], check=True, timeout=300)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    expected = {n for n in tracked if n.startswith(("pipeline/", "models/", "data/", "conf/", "hydra_plugins/"))}
+    expected = {
+        n for n in tracked if n.startswith(("pipeline/", "models/", "data/", "conf/", "hydra_plugins/"))
+    }
     assert expected <= names
     assert not [name for name in names if name.startswith("tests/")]
 

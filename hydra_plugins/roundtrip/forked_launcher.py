@@ -58,8 +58,7 @@ class ForkedLauncher(Launcher):
             self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
             for overrides in job_overrides
         ]
-        try:
-            return sweeps.launch(self.task_function, configs, *self.limits)
-        finally:
-            columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-            print(sweeps.summary(configs[0], columns=columns), flush=True)
+        returns = sweeps.launch(self.task_function, configs, *self.limits)
+        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+        print(sweeps.summary(configs[0], columns=columns), flush=True)
+        return returns

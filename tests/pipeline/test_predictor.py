@@ -102,6 +102,7 @@ def test_no_export_and_a_damaged_one(export: Path, tmp_path: Path) -> None:
                 "left_out": {},
                 "run": "",
                 "quantization": "none",
+                "quantized_tolerance": 0.0,
             }
         )
     )
