@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -85,6 +86,32 @@ def test_what_is_not_proven_is_refused(export: Path, receipt: str | None, messag
     with pytest.raises(ConfigError, match=f"{message}.*Verify it with python -m pipeline.evaluate run_dir="):
         predictor.open(export)
     assert predictor.open(export, allow_unverified=True)(number=[[7]])["output"].shape == (1, 1)
+
+
+def test_what_has_changed_since_it_was_proven_is_refused(export: Path) -> None:
+    model = export / "predict_features.onnx"
+    model.write_bytes(model.read_bytes() + b" ")
+    (export / "evaluate.onnx").unlink()
+    with pytest.raises(
+        ConfigError, match=r"Changed since it was verified: evaluate.onnx, predict_features.onnx"
+    ):
+        predictor.open(export)
+
+
+def test_an_epoch_of_several_can_be_chosen(finished: Finished) -> None:
+    path = finished.of(DENSE)[0] / "export" / "checkpoint"
+    assert predictor.open(path, epoch=3).epoch == 3
+    with pytest.raises(ConfigError, match="epoch must be one of 3. Received: 2"):
+        predictor.open(path, epoch=2)
+
+
+def test_opening_an_export_leaves_the_program_as_it_was(finished: Finished) -> None:
+    path = finished.of(DENSE)[0] / "export" / "saved_model"
+    random.seed(5)
+    expected = random.random()
+    random.seed(5)
+    predictor.open(path)
+    assert random.random() == expected
 
 
 def test_no_export_and_a_damaged_one(export: Path, tmp_path: Path) -> None:

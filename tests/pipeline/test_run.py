@@ -67,6 +67,8 @@ def test_whatever_a_run_wrote_is_not_written_over(run: RunDirectory, name: str) 
 def test_a_path_that_tensorflow_would_take_for_a_pattern(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"must have none of \* \? \[ \\"):
         RunDirectory(tmp_path / "run[1]").check_unused()
+    with pytest.raises(ConfigError, match=r"run_dir must have none of \* \? \[ \\"):
+        RunDirectory(tmp_path / "run[1]").read_facts()
 
 
 def test_the_log_keeps_every_bit(run: RunDirectory) -> None:
