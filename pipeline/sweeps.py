@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from pipeline import ledger as ledgers
 from pipeline.binding import ConfigError
-from pipeline.command import DONE, FAILED, MISMATCH, Job, Result
+from pipeline.command import DONE, FAILED, MISMATCH, Job, Result, StopRequested, stop_signals
 from pipeline.composition import plain_values
 from pipeline.ledger import Ledger, Trial
 from pipeline.trials import Pool
@@ -40,7 +40,8 @@ def launch(
     ledger, direction = _ledger_and_direction(configs[0])
     pool = Pool(ledger, n_jobs or default_jobs(), timeout_secs, memory_limit_mb)
     trials: dict[int, Trial] = {}
-    with ledger.locked(), tqdm(total=len(configs), desc="trials", unit="trial", disable=None) as bar:
+    bar = tqdm(total=len(configs), desc="trials", unit="trial", disable=None)
+    with ledger.locked(), stop_signals() as received, bar:
         ledger.close()
         waiting = list(enumerate(configs))
         indices: dict[int, int] = {}
@@ -54,11 +55,13 @@ def launch(
                         bar.update()
                     else:
                         indices[pool.submit(task, config).number] = index
-                for trial in pool.wait():
+                for trial in pool.wait(lambda: bool(received)):
                     trials[indices[trial.number]] = trial
                     ledgers.write_leaderboard(ledger, direction)
                     bar.update()
                     _show_best(bar, ledger, direction)
+                if received:
+                    raise StopRequested(received[0])
         except BaseException:
             pool.stop()
             raise

@@ -92,10 +92,10 @@ class Pool:
         self.running.append(_Running(trial, process, ours, time.monotonic()))
         return trial
 
-    def wait(self) -> list[Trial]:
-        """Wait until at least one trial has ended; return those that have, as written down."""
+    def wait(self, stopped: Callable[[], bool] = bool) -> list[Trial]:
+        """Wait until at least one trial has ended, or `stopped`; return those that have, as written down."""
         ended: list[Trial] = []
-        while self.running and not ended:
+        while self.running and not ended and not stopped():
             handles = [item for one in self.running for item in (one.connection, one.process.sentinel)]
             wait(handles, POLL_SECS)
             for one in list(self.running):

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from pipeline import ledger as ledgers
 from pipeline import sweeps, trials
 from pipeline.binding import ConfigError
-from pipeline.command import Job, Result
+from pipeline.command import Job, Result, StopRequested
 from pipeline.ledger import Ledger, Trial
 from tests.conftest import Command
 
@@ -217,12 +217,14 @@ def test_an_interrupted_sweep_leaves_nothing_running(tmp_path: Path, monkeypatch
     monkeypatch.setattr(trials, "GRACE_SECS", 0.2)
     seen: list[int] = []
 
-    def interrupt(pool: trials.Pool) -> list[Trial]:
+    def interrupt(pool: trials.Pool, stopped: Any) -> list[Trial]:
         seen.extend(one.process.pid or 0 for one in pool.running)
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGINT)
+        return wait(pool, stopped)
 
+    wait = trials.Pool.wait
     monkeypatch.setattr(trials.Pool, "wait", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(StopRequested, match="stopped by SIGINT"):
         launch(tmp_path, [{"kind": "hang"}, {"kind": "hang"}])
     assert states(tmp_path) == ["interrupted", "interrupted"]
     assert len(seen) == 2
