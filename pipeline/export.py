@@ -114,8 +114,6 @@ def export(request: Request) -> int:
         exporting.rehearse(source)
         exporting.record_answers(request.run, epochs)
         exporting.export(source)
-        if received:
-            raise command.StopRequested(received[0])
         code = command.in_fresh_process("pipeline.evaluate", request.verification, received)
         if received:
             raise command.StopRequested(received[0])

@@ -61,6 +61,15 @@ def test_the_resolved_configuration_holds_every_value_and_absolute_paths(tmp_pat
     assert config.check(resolved).resolved == resolved
 
 
+def test_a_missing_package_is_said_with_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnx" else name)
+    with pytest.raises(ConfigError) as refusal:
+        config.check(changed(export__formats={"onnx": True, "tflite": True}))
+    assert refusal.value.problems == [
+        "export=onnx needs onnx. Not installed. Install the extra: pip install 'roundtrip[onnx]'."
+    ]
+
+
 NAN_RATE = "optimizer.learning_rate must be a finite number. Received: nan."
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,13 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from pipeline import command as commands
+from pipeline import exporting
 from pipeline.binding import ConfigError
-from pipeline.export import Request, check
+from pipeline.export import Request, check, export
 from pipeline.run import RunDirectory
+from tests.cases import CASES
+from tests.conftest import Finished
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -82,3 +87,22 @@ def test_a_quantized_export_is_judged_by_the_tolerance_given(gru_run: Path, comm
     page = (gru_run / "report.html").read_text()
     assert "tflite int8" in page
     assert "tflite int8 leaves out evaluate" in page
+
+
+def test_a_signal_stops_it_in_good_order(gru_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def receive(module: str, overrides: list[str], received: list[int]) -> int:
+        received.append(signal.SIGTERM)
+        return 1
+
+    monkeypatch.setattr(commands, "in_fresh_process", receive)
+    with pytest.raises(commands.StopRequested, match="stopped by SIGTERM"):
+        export(checked(gru_run))
+
+
+def test_state_is_calibrated_from_its_beginning_on(finished: Finished) -> None:
+    case = CASES[2]
+    requests = exporting._calibration(RunDirectory(finished.of(case)[0]), case.load())
+    first, second = (one["step"]["state_h"] for one in requests[:2])
+    assert not first.any()
+    assert second.any()
+    assert all(set(one) == {"serving_default", "step"} for one in requests)

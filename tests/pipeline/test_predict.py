@@ -19,7 +19,7 @@ from pipeline.evaluation import Signature, Spec
 from pipeline.predict import Settings
 from pipeline.predictor import Predictor
 from tests.cases import CASES
-from tests.conftest import Finished
+from tests.conftest import Command, Finished
 
 DENSE = CASES[3]
 SUM = Signature(
@@ -205,3 +205,15 @@ def test_it_answers_before_the_input_ends(finished: Finished) -> None:
             assert "output" in process.stdout.readline()
         process.stdin.close()
         assert process.wait(timeout=60) == 0
+
+
+def test_a_configuration_that_does_not_fit(command: Command) -> None:
+    stderr = command("pipeline.predict", "batch_size=0", code=2).stderr
+    assert "export_dir must be given" in stderr
+    assert "batch_size must be >= 1. Received: 0." in stderr
+
+
+def test_answers_as_json_values() -> None:
+    assert predict._plain(np.array([[1, 2]])) == [[1, 2]]
+    assert predict._plain(np.float32(0.1)) == 0.1
+    assert predict._plain(np.array([b"a", b"b"], dtype=object)) == ["a", "b"]

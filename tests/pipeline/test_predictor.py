@@ -186,7 +186,10 @@ def test_plain_numbers_become_the_dtype_that_can_hold_them() -> None:
     for bad in ([256], [-1], [0.5]):
         with pytest.raises(RequestError, match=r"x must be uint8 \[any\]. Received"):
             token(x=bad, y=[True])
-    assert served(lambda **arrays: arrays, x=Spec("float32", None))(x=[[[1]]])["x"].ndim == 3
+    anything = served(lambda **arrays: arrays, x=Spec("float32", None))
+    assert anything(x=[[[1]]])["x"].ndim == 3
+    with pytest.raises(RequestError, match="x must be float32 of any shape"):
+        anything(x="a")
 
 
 def test_the_default_signature_may_be_missing(finished: Finished) -> None:

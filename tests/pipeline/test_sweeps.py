@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_module
 from hydra.conf import HydraConf
 from hydra.core.utils import JobStatus
 from omegaconf import DictConfig, OmegaConf
@@ -21,8 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from pipeline import ledger as ledgers
 from pipeline import sweeps, trials
 from pipeline.binding import ConfigError
-from pipeline.command import Job, Result, StopRequested
+from pipeline.command import Job, Result, StopRequested, register_resolvers
 from pipeline.ledger import Ledger, Trial
+from pipeline.round_trip import check, round_trip
 from tests.conftest import Command
 
 
@@ -325,3 +327,16 @@ def test_other_launchers_keep_working(launcher: str, command: Command, tmp_path:
         assert (
             json.loads((tmp_path / "sweep" / number / "verification.json").read_text())["verdict"] == "match"
         )
+
+
+def test_a_run_that_does_not_look_good_is_not_exported(tmp_path: Path) -> None:
+    register_resolvers()
+    overrides = ["model=dense", "train.epochs=50", f"hydra.sweep.dir={tmp_path}"]
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("config", overrides, return_hydra_config=True)
+    pool = trials.Pool(Ledger(tmp_path), 1, None, None, lambda number, epoch, metrics: epoch == 3)
+    pool.submit(Job(round_trip, check), config)
+    (ended,) = pool.wait()
+    assert (ended.state, ended.epochs, ended.verdict) == ("pruned", 3, None)
+    assert len((tmp_path / "0" / "metrics.jsonl").read_text().splitlines()) == 4
+    assert not (tmp_path / "0" / "export").exists()

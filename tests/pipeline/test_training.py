@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ import tensorflow as tf
 from data.numbers import Numbers
 from models.base import BuiltModel, signature
 from models.dense import DenseRegressor
-from pipeline import checkpoints, training
+from pipeline import checkpoints, parity, training
 from pipeline.binding import ConfigError
 from pipeline.evaluation import Signature, Spec, initial_state
 from pipeline.optimizers import SGD, Adam
@@ -277,3 +278,26 @@ def test_the_facts_tell_what_was_run(tmp_path: Path) -> None:
     assert facts["data"]["fingerprint"] == Numbers().load().fingerprint()
     assert {"python", "tensorflow", "keras", "numpy", "roundtrip"} <= set(facts["versions"])
     assert facts["device"]["cores"] >= 1
+
+
+def test_who_watches_the_epochs_may_stop_it(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def watch(epoch: int, metrics: Mapping[str, float]) -> bool:
+        seen.append(epoch)
+        return epoch == 1
+
+    assert prepare(tmp_path / "run").fit(watch) is False
+    assert seen == [1]
+    assert [row.epoch for row in RunDirectory(tmp_path / "run").read_rows()] == [0, 1]
+
+
+class WithExamples(DenseRegressor):
+    def build(self, batch: Any, metadata: Any) -> BuiltModel:
+        built = super().build(batch, metadata)
+        return dataclasses.replace(built, examples={"serving_default": {"number": [[7.0]]}})
+
+
+def test_a_model_gives_its_own_examples(tmp_path: Path) -> None:
+    trained = prepare(tmp_path / "run", model=WithExamples())
+    assert parity.read(trained.run.requests)["serving_default"]["number"].tolist() == [[7.0]]
