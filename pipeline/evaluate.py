@@ -11,17 +11,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig
 
-from pipeline import binding, command, composition, config, runtime
+from pipeline import binding, command, composition, config, recorded, runtime
 from pipeline.binding import ConfigError
-from pipeline.config import Verify
-from pipeline.run import Row, RunDirectory, select_rows
-
-if TYPE_CHECKING:
-    from data.base import Source
+from pipeline.recorded import Recorded
+from pipeline.run import Row, select_rows
 
 
 @dataclass(frozen=True)
@@ -29,22 +26,14 @@ class Request:
     """What is to be evaluated, checked against what the run wrote.
 
     Attributes:
-        run: The run's directory.
-        facts: Its `run.json`.
-        log: Every row of its log.
+        recorded: The run.
         rows: The rows whose checkpoints are to be restored.
         exports: The newest export of each format that is to be opened.
-        source: The run's data source, constructed.
-        tolerance: See `Verify`.
     """
 
-    run: RunDirectory
-    facts: Mapping[str, Any]
-    log: Sequence[Row]
+    recorded: Recorded
     rows: Sequence[Row]
     exports: Mapping[str, Path]
-    source: Source
-    tolerance: Verify
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +56,8 @@ def check(cfg: DictConfig) -> Request:
     if problems:
         raise ConfigError(problems)
     values = _Sections(**bound)
-    run = RunDirectory(values.run_dir)
-    facts = run.read_facts()
-    recorded = facts["config"]
-    log = run.read_rows()
-    exports = {name: path for name in config.FORMATS if (path := run.newest_export(name))}
+    past = recorded.read(values.run_dir, data=values.data, verify=recorded.given(values.verify))
+    exports = {name: path for name in config.FORMATS if (path := past.run.newest_export(name))}
     wanted = values.format if isinstance(values.format, list) else [values.format]
     if values.format is not None:
         written = ["checkpoint", *(name for name in exports if name != "checkpoint")]
@@ -80,13 +66,8 @@ def check(cfg: DictConfig) -> Request:
         exports = {name: path for name, path in exports.items() if name in wanted}
     rows = []
     if values.format is None or "checkpoint" in wanted:
-        rows = select_rows(log, values.epochs, recorded["best"])
-    given = {key: value for key, value in values.verify.items() if value is not None}
-    tolerance = binding.bind(Verify, {**recorded["verify"], **given}, "verify.", problems)
-    source, _ = binding.construct({**recorded["data"], **values.data}, "data", problems)
-    if problems:
-        raise ConfigError(problems)
-    return Request(run, facts, log, rows, exports, source, Verify(**tolerance))
+        rows = select_rows(past.rows, values.epochs, vars(past.best))
+    return Request(past, rows, exports)
 
 
 def evaluate(request: Request) -> int:
@@ -96,26 +77,27 @@ def evaluate(request: Request) -> int:
         ConfigError: The data has changed, or something cannot be restored; then what can is evaluated first,
             and the receipts say so.
     """
-    facts, run = request.facts, request.run
-    dataset = config.load(request.source)
-    if dataset.fingerprint() != facts["data"]["fingerprint"]:
+    past, run = request.recorded, request.recorded.run
+    dataset = config.load(past.source)
+    recorded_data = past.facts["data"]["fingerprint"]
+    if dataset.fingerprint() != recorded_data:
         raise ConfigError(
             [
-                f"The data must be what the run was trained on, SHA-256 {facts['data']['fingerprint']}. "
+                f"The data must be what the run was trained on, SHA-256 {recorded_data}. "
                 f"Received: {dataset.fingerprint()}. It has changed since; no metric would compare."
             ]
         )
-    runtime.start_tensorflow(seed=facts["seed"], deterministic=facts["config"]["train"]["deterministic"])
+    runtime.start_tensorflow(seed=past.seed, deterministic=past.deterministic)
     from pipeline import receipts, report, verification
 
-    epochs = verification.verify_checkpoints(run, request.rows, dataset, request.tolerance)
-    exports = verification.verify_exports(run, request.exports, request.log, dataset, request.tolerance)
-    receipt = receipts.write(run, len(request.log), epochs, exports)
+    epochs = verification.verify_checkpoints(run, request.rows, dataset, past.verify)
+    exports = verification.verify_exports(run, request.exports, past.rows, dataset, past.verify)
+    receipt = receipts.write(run, len(past.rows), epochs, exports)
     report.write(run)
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     print(receipts.metrics_table(epochs, exports, columns=columns))
     if parity := receipts.parity_table(exports, columns=columns):
-        print(parity)
+        print(f"\n{parity}\n")
     restored = [*epochs, *exports]
     for verified in restored:
         for sentence in (*verified.losses(), *verified.complaints()):

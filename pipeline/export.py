@@ -9,17 +9,15 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig
 
-from pipeline import binding, command, composition, config, runtime
+from pipeline import binding, command, composition, config, recorded, runtime
 from pipeline.binding import ConfigError
-from pipeline.config import Best, Export, Verify
-from pipeline.run import Row, RunDirectory, select_rows
-
-if TYPE_CHECKING:
-    from data.base import Source
+from pipeline.config import Export
+from pipeline.recorded import Recorded
+from pipeline.run import Row, select_rows
 
 
 @dataclass(frozen=True)
@@ -27,23 +25,15 @@ class Request:
     """What is to be exported, checked against what the run wrote.
 
     Attributes:
-        run: The run's directory.
+        recorded: The run.
         rows: The rows of the epochs to export.
         export: See `Export`.
-        source: The run's data source, constructed.
-        seed: The run's seed.
-        deterministic: Whether the run's operations were.
-        verify: See `Verify`.
         verification: The arguments of the command that verifies what is written.
     """
 
-    run: RunDirectory
+    recorded: Recorded
     rows: Sequence[Row]
     export: Export
-    source: Source
-    seed: int
-    deterministic: bool
-    verify: Verify
     verification: Sequence[str]
 
 
@@ -64,55 +54,38 @@ def check(cfg: DictConfig) -> Request:
         ConfigError: With what does not fit.
     """
     problems: list[str] = []
-    values = binding.bind(_Sections, composition.plain_values(cfg), "", problems)
+    bound = binding.bind(_Sections, composition.plain_values(cfg), "", problems)
     if problems:
         raise ConfigError(problems)
-    sections = _Sections(**values)
-    run = RunDirectory(sections.run_dir)
-    facts = run.read_facts()
-    recorded = facts["config"]
-    verify = binding.bind(Verify, recorded["verify"] | _given(sections.verify), "verify.", problems)
-    best = binding.bind(Best, recorded["best"] | _given(sections.best), "best.", problems)
-    source, _ = binding.construct(recorded["data"] | sections.data, "data", problems)
-    if not problems:
-        problems += config.check_export(sections.export, Verify(**verify))
-        problems += config.check_epochs(sections.epoch, sections.export)
+    values = _Sections(**bound)
+    verify = recorded.given(values.verify)
+    past = recorded.read(values.run_dir, data=values.data, verify=verify, best=recorded.given(values.best))
+    problems += config.check_export(values.export, past.verify)
+    problems += config.check_epochs(values.epoch, values.export)
     if problems:
         raise ConfigError(problems)
-    rows = select_rows(run.read_rows(), sections.epoch, best)
     arguments = [
-        command.override("run_dir", run.path),
-        f"format=[{','.join(sections.export.chosen)}]",
-        *(command.override(f"verify.{key}", value) for key, value in _given(sections.verify).items()),
-        *(command.override(f"+data.{key}", value) for key, value in sections.data.items()),
+        command.override("run_dir", past.run.path),
+        f"format=[{','.join(values.export.chosen)}]",
+        *(command.override(f"verify.{key}", value) for key, value in verify.items()),
+        *(command.override(f"+data.{key}", value) for key, value in values.data.items()),
     ]
-    return Request(
-        run,
-        rows,
-        sections.export,
-        source,
-        facts["seed"],
-        recorded["train"]["deterministic"],
-        Verify(**verify),
-        arguments,
-    )
-
-
-def _given(section: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in section.items() if value is not None}
+    rows = select_rows(past.rows, values.epoch, vars(past.best))
+    return Request(past, rows, values.export, arguments)
 
 
 def export(request: Request) -> int:
     """Export, and verify in a fresh process; return the exit code."""
-    dataset = config.load(request.source)
+    past = request.recorded
+    dataset = config.load(past.source)
     with command.stop_signals() as received:
-        runtime.start_tensorflow(seed=request.seed, deterministic=request.deterministic)
+        runtime.start_tensorflow(seed=past.seed, deterministic=past.deterministic)
         from pipeline import exporting
 
         epochs = [row.epoch for row in request.rows]
-        source = exporting.source(request.run, epochs, request.export, dataset, request.verify)
+        source = exporting.source(past.run, epochs, request.export, dataset, past.verify)
         exporting.rehearse(source)
-        exporting.record_answers(request.run, epochs)
+        exporting.record_answers(past.run, epochs)
         exporting.export(source)
         code = command.in_fresh_process("pipeline.evaluate", request.verification, received)
         if received:

@@ -20,6 +20,7 @@ from pipeline.runtime import held_back_stderr
 
 TRAITS = Traits(facts=".", exact=False)
 DEFAULT = "serving_default"
+DEFAULT_STEM = "model"
 NEXT = "next_"
 STRING = "tensor(string)"
 DTYPES = {"float": "float32", "double": "float64", "float16": "float16", "bool": "bool", "string": "string"}
@@ -34,12 +35,8 @@ def write(source: Source, directory: Path) -> Mapping[str, str]:
     graph = source.graph()
     left_out: dict[str, str] = {}
     for name, signature in graph.signatures.items():
-        path = _path(directory, name)
-        reason = _convert(signature, path, source.options.opset)
-        if reason is None:
-            reason = _cannot_run(path, source.requests.get(name))
+        reason = _reason(name, signature, directory, source)
         if reason is not None:
-            path.unlink(missing_ok=True)
             left_out[name] = reason
     if len(left_out) == len(graph.signatures):
         raise ConfigError([f"export=onnx can hold no signature of the model. {left_out}"])
@@ -47,7 +44,28 @@ def write(source: Source, directory: Path) -> Mapping[str, str]:
 
 
 def _path(directory: Path, name: str) -> Path:
-    return directory / f"{'model' if name == DEFAULT else name}.onnx"
+    return directory / f"{DEFAULT_STEM if name == DEFAULT else name}.onnx"
+
+
+def _reason(name: str, signature: Signature, directory: Path, source: Source) -> str | None:
+    """Write a signature's file, and run it; return why that cannot be, and no file, or `None`."""
+    if reason := _name_taken(name, signature):
+        return reason
+    path = _path(directory, name)
+    reason = _convert(signature, path, source.options.opset) or _cannot_run(path, source.requests.get(name))
+    if reason is not None:
+        path.unlink(missing_ok=True)
+    return reason
+
+
+def _name_taken(name: str, signature: Signature) -> str | None:
+    """Return which name of a signature has another meaning in this format."""
+    if name == DEFAULT_STEM:
+        return f"{DEFAULT_STEM}.onnx is the file of {DEFAULT}; another name for the signature will do"
+    carried = {NEXT + key for key in signature.inputs}
+    if taken := sorted(carried.intersection(signature.outputs)):
+        return f"an output named {taken[0]} would be the carried input's; another name for it will do"
+    return None
 
 
 def _convert(signature: Signature, path: Path, opset: int) -> str | None:
@@ -114,8 +132,8 @@ def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
         signatures = {path.stem: _signature(path) for path in paths}
     except Exception as error:  # The runtime's errors share no type.
         raise ConfigError([f"{directory} must hold whole ONNX files: {error}"]) from error
-    if "model" in signatures:
-        signatures[DEFAULT] = signatures.pop("model")
+    if DEFAULT_STEM in signatures:
+        signatures[DEFAULT] = signatures.pop(DEFAULT_STEM)
     return signatures
 
 

@@ -120,7 +120,7 @@ class TestMatch:
             "restored_loss",
             "match",
         ]
-        header = next((i for i, line in enumerate(lines) if line.split()[0] == "export"), len(lines) - 1)
+        header = lines.index("") if "" in lines else len(lines) - 1
         assert [line.split()[0] for line in lines[1:header]] == shown
         assert lines[-1].startswith("verdict: match")
         assert timeless(receipt(gru_run)) == timeless(before)

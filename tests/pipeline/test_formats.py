@@ -436,10 +436,36 @@ class TestRehearsal:
     def test_a_format_that_can_hold_nothing(
         self, name: str, gru_run: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        reason = "_reason" if name == "tflite" else "_convert"
-        monkeypatch.setattr(formats.load(name), reason, lambda *arguments: "it is too beautiful")
+        monkeypatch.setattr(formats.load(name), "_reason", lambda *arguments: "it is too beautiful")
         with pytest.raises(ConfigError, match=r"can hold no signature of the model.*it is too beautiful"):
             formats.rehearse(self.source(gru_run), name)
+
+
+class _Names(tf.Module):
+    """Signatures whose names have another meaning in ONNX, and one that is as good as any."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None], name="x")])
+    def serving_default(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"y": x}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], name="x")])
+    def model(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"y": 2 * x}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], name="x")])
+    def step(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"x": x + 1, "next_x": x + 2}
+
+
+def test_names_that_mean_something_else_in_onnx_are_left_out(tmp_path: Path) -> None:
+    module = _Names()
+    module.weights = {}
+    names = {name: getattr(module, name) for name in ("serving_default", "model", "step")}
+    tf.saved_model.save(module, str(tmp_path / "checkpoints" / "graph"), signatures=names)
+    source = Source(RunDirectory(tmp_path), [], Export(formats={}), {}, list)
+    left_out = formats.load("onnx").write(source, tmp_path)
+    assert sorted(left_out) == ["model", "step"]
+    assert [path.name for path in tmp_path.glob("*.onnx")] == ["model.onnx"]
 
 
 NUMBERS = Spec("float32", (None, 2))
