@@ -89,6 +89,7 @@ class GRUClassifier:
 
         @signature(features_spec, tf.TensorSpec([], tf.int64, "batch_size"))
         def predict_dataset(features: tf.Tensor, batch_size: tf.Tensor) -> Tensors:
+            @tf.autograph.experimental.do_not_convert
             def append(logits: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
                 return tf.concat([logits, logits_of(rows)], axis=0)
 

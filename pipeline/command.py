@@ -55,6 +55,7 @@ class Result(float):
         verdict: That of its verification, if there was one.
         epochs: Epochs trained.
         pruned: Whether it was stopped because it did not look good.
+        further: Further objectives, where there are several.
     """
 
     def __new__(
@@ -64,20 +65,23 @@ class Result(float):
         verdict: str | None = None,
         epochs: int = 0,
         pruned: bool = False,
+        further: Sequence[float] = (),
     ) -> Self:
         """Make a number that says what it came from."""
         result = super().__new__(cls, objective)
         result.code, result.verdict, result.epochs, result.pruned = code, verdict, epochs, pruned
+        result.further = tuple(further)
         return result
 
     code: int
     verdict: str | None
     epochs: int
     pruned: bool
+    further: Sequence[float]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Say how to make it in another process."""
-        return Result, (float(self), self.code, self.verdict, self.epochs, self.pruned)
+        return Result, (float(self), self.code, self.verdict, self.epochs, self.pruned, self.further)
 
 
 @dataclass(frozen=True)

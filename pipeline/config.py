@@ -25,11 +25,15 @@ FORMATS = ("saved_model", "checkpoint", "meta_graph", "simple_save", "keras", "t
 EXTRAS = {
     "tflite": ("ai_edge_litert",),
     "onnx": ("tf2onnx", "onnx", "onnxruntime"),
+    "sweep": ("optuna", "cmaes"),
 }
-"""What a format needs besides the core, by the name of the format and of the extra that brings it."""
+"""The packages of an extra; a format's has the name of the format."""
 
 MANY_EPOCHS = ("checkpoint", "meta_graph")
 """Formats whose exports hold any number of epochs."""
+
+PARAMETERS = "parameters"
+"""What stands for the number of parameters among the objectives of a sweep."""
 
 EPOCHS = "all, best, last, a number, or a list such as [1,3]"
 
@@ -88,17 +92,23 @@ class Best:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """The section `sweep`: the objective of a job, a metric of the test split.
+    """The section `sweep`: what the jobs of a sweep are judged by.
 
     Attributes:
-        metric: The metric.
-        direction: Whether the best has the smallest or the largest value.
-        epoch: Of which epoch it is taken: the one where it is best, or the last.
+        metric: A metric of the test split, or a list of them. Behind the first, `parameters` may stand for
+            the number of parameters.
+        direction: Whether the best has the smallest or the largest value; as many as there are metrics.
+        epoch: Of which epoch they are taken: the one where the first is best, or the last.
     """
 
-    metric: str
-    direction: Literal["minimize", "maximize"]
+    metric: Any
+    direction: Any
     epoch: Literal["best", "last"]
+
+    @property
+    def objectives(self) -> list[tuple[str, str]]:
+        """Each metric with its direction."""
+        return list(zip(_listed(self.metric), _listed(self.direction), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +189,8 @@ def check(values: Mapping[str, Any]) -> Settings:
     bound = bind(_Sections, sections, "", problems)
     if bound.get("export") and bound.get("verify"):
         problems += check_export(bound["export"], bound["verify"])
+    if bound.get("sweep"):
+        problems += _check_sweep(bound["sweep"])
     if bound.get("train") and bound.get("export"):
         problems += check_epochs(bound["epoch"], bound["export"])
         problems += _too_late(bound["epoch"], bound["train"].epochs)
@@ -204,17 +216,24 @@ def check_export(export: Export, verify: Verify) -> Iterable[str]:
     if not any(export.formats.values()):
         yield f"export.formats must have at least one of {', '.join(FORMATS)}. Received: none."
     for name in export.chosen:
-        missing = [module for module in EXTRAS.get(name, ()) if importlib.util.find_spec(module) is None]
-        if missing:
-            yield (
-                f"export={name} needs {', '.join(missing)}. Not installed. "
-                f"Install the extra: pip install 'roundtrip[{name}]'."
-            )
+        if problem := lacks(f"export={name}", name):
+            yield problem
     if export.quantization != "none" and verify.quantized_tolerance is None:
         yield (
             f"export.quantization={export.quantization} changes the metrics. Say by how much they may "
             "differ: verify.quantized_tolerance=0.01, for example."
         )
+
+
+def lacks(choice: str, extra: str) -> str | None:
+    """Return what a choice needs and what is not installed, in a sentence; `None` if nothing is missing."""
+    missing = [module for module in EXTRAS.get(extra, ()) if importlib.util.find_spec(module) is None]
+    if not missing:
+        return None
+    return (
+        f"{choice} needs {', '.join(missing)}. Not installed. "
+        f"Install the extra: pip install 'roundtrip[{extra}]'."
+    )
 
 
 def check_epochs(epoch: Any, export: Export) -> Iterable[str]:
@@ -229,6 +248,23 @@ def check_epochs(epoch: Any, export: Export) -> Iterable[str]:
         yield (
             f"epoch={epoch} needs a format that holds many epochs: {', '.join(MANY_EPOCHS)}. "
             f"Received: {', '.join(one_epoch)}."
+        )
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _check_sweep(sweep: Sweep) -> Iterable[str]:
+    metrics, directions = _listed(sweep.metric), _listed(sweep.direction)
+    if not metrics or not all(isinstance(name, str) for name in metrics) or metrics[0] == PARAMETERS:
+        yield f"sweep.metric must be a metric, or a list that begins with one. Received: {sweep.metric}."
+    for direction in directions:
+        if direction not in ("minimize", "maximize"):
+            yield unknown("sweep.direction", direction, ("minimize", "maximize"))
+    if len(metrics) != len(directions):
+        yield (
+            f"sweep.direction must be given for each of {len(metrics)} metrics. Received: {sweep.direction}."
         )
 
 

@@ -11,29 +11,59 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
+from tqdm import tqdm
 
 from pipeline import binding, command, composition, config, recorded, runtime
 from pipeline.binding import ConfigError
+from pipeline.ledger import FINISHED, Ledger
 from pipeline.recorded import Recorded
 from pipeline.run import Row, select_rows
+
+if TYPE_CHECKING:
+    from data.base import Dataset
+    from pipeline.verification import Verified
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be evaluated, checked against what the run wrote.
+    """A run that is to be evaluated, checked against what it wrote.
 
     Attributes:
         recorded: The run.
         rows: The rows whose checkpoints are to be restored.
         exports: The newest export of each format that is to be opened.
+        trial: Its number, if it is one of a sweep's.
     """
 
     recorded: Recorded
     rows: Sequence[Row]
     exports: Mapping[str, Path]
+    trial: int | None = None
+
+    def problem(self, sentence: str) -> str:
+        """Return a sentence with the trial that it is about, if there are several."""
+        return sentence if self.trial is None else f"Trial {self.trial}: {sentence}"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one command evaluates.
+
+    Attributes:
+        requests: A run, or those of a sweep.
+        problems: Why other runs of the sweep cannot be evaluated.
+    """
+
+    requests: Sequence[Request]
+    problems: Sequence[str]
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether it is of a sweep."""
+        return self.requests[0].trial is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +75,8 @@ class _Sections:
     data: dict[str, Any]
 
 
-def check(cfg: DictConfig) -> Request:
-    """Check the configuration of this command, and read what the run says of itself.
+def check(cfg: DictConfig) -> Batch:
+    """Check the configuration of this command, and read what the run, or each of a sweep, says of itself.
 
     Raises:
         ConfigError: With what does not fit.
@@ -56,7 +86,23 @@ def check(cfg: DictConfig) -> Request:
     if problems:
         raise ConfigError(problems)
     values = _Sections(**bound)
-    past = recorded.read(values.run_dir, data=values.data, verify=recorded.given(values.verify))
+    ledger = Ledger(values.run_dir)
+    if not ledger.path.exists():
+        return Batch([_request(values, values.run_dir)], [])
+    requests = []
+    for trial in ledger.latest():
+        if trial.state in FINISHED:
+            try:
+                requests.append(_request(values, ledger.directory / str(trial.number), trial.number))
+            except ConfigError as error:
+                problems += [f"Trial {trial.number}: {problem}" for problem in error.problems]
+    if not requests:
+        raise ConfigError(problems or [f"{ledger.path} must have a finished trial. It has none."])
+    return Batch(requests, problems)
+
+
+def _request(values: _Sections, run_dir: Path, trial: int | None = None) -> Request:
+    past = recorded.read(run_dir, data=values.data, verify=recorded.given(values.verify))
     exports = {name: path for name in config.FORMATS if (path := past.run.newest_export(name))}
     wanted = values.format if isinstance(values.format, list) else [values.format]
     if values.format is not None:
@@ -67,26 +113,63 @@ def check(cfg: DictConfig) -> Request:
     rows = []
     if values.format is None or "checkpoint" in wanted:
         rows = select_rows(past.rows, values.epochs, vars(past.best))
-    return Request(past, rows, exports)
+    return Request(past, rows, exports, trial)
 
 
-def evaluate(request: Request) -> int:
-    """Restore, evaluate, compare; print the table, write the receipts; return the exit code.
+def evaluate(batch: Batch) -> int:
+    """Restore, evaluate, compare; print the tables, write the receipts; return the exit code.
 
     Raises:
         ConfigError: The data has changed, or something cannot be restored; then what can is evaluated first,
             and the receipts say so.
     """
+    problems = list(batch.problems)
+    labelled: list[tuple[str, Verified]] = []
+    conclusions: list[str] = []
+    datasets: dict[str, Dataset] = {}
+    for request in tqdm(batch.requests, desc="runs", unit="run", disable=None if batch.is_sweep else True):
+        try:
+            dataset = _dataset(request.recorded, datasets)
+            restored, conclusion = _restore(request, dataset)
+        except ConfigError as error:
+            problems += map(request.problem, error.problems)
+            continue
+        labelled += restored
+        conclusions.append(conclusion)
+        problems += [request.problem(problem) for _, verified in restored for problem in verified.problems]
+    match = all(verified.match for _, verified in labelled)
+    if labelled:
+        _print_tables(labelled, is_sweep=batch.is_sweep)
+        verdict = f"verdict: {'match' if match else 'mismatch'}    "
+        print(verdict + (f"runs: {len(conclusions)}" if batch.is_sweep else conclusions[0]), flush=True)
+    if problems:
+        raise ConfigError(problems)
+    return command.DONE if match else command.MISMATCH
+
+
+def _dataset(past: Recorded, known: dict[str, Dataset]) -> Dataset:
+    """Return the data of a run, loaded once for all runs that were trained on it.
+
+    Raises:
+        ConfigError: It cannot be loaded, or has changed.
+    """
+    wanted = past.facts["data"]["fingerprint"]
+    if wanted not in known:
+        dataset = config.load(past.source)
+        if dataset.fingerprint() != wanted:
+            raise ConfigError(
+                [
+                    f"The data must be what the run was trained on, SHA-256 {wanted}. "
+                    f"Received: {dataset.fingerprint()}. It has changed since; no metric would compare."
+                ]
+            )
+        known[wanted] = dataset
+    return known[wanted]
+
+
+def _restore(request: Request, dataset: Dataset) -> tuple[list[tuple[str, Verified]], str]:
+    """Restore a run and write its receipts; return what was found, by label, and where the receipt is."""
     past, run = request.recorded, request.recorded.run
-    dataset = config.load(past.source)
-    recorded_data = past.facts["data"]["fingerprint"]
-    if dataset.fingerprint() != recorded_data:
-        raise ConfigError(
-            [
-                f"The data must be what the run was trained on, SHA-256 {recorded_data}. "
-                f"Received: {dataset.fingerprint()}. It has changed since; no metric would compare."
-            ]
-        )
     runtime.start_tensorflow(seed=past.seed, deterministic=past.deterministic)
     from pipeline import receipts, report, verification
 
@@ -94,22 +177,27 @@ def evaluate(request: Request) -> int:
     exports = verification.verify_exports(run, request.exports, past.rows, dataset, past.verify)
     receipt = receipts.write(run, len(past.rows), epochs, exports)
     report.write(run)
+    labelled = [(str(row.epoch), row) for row in epochs] + [(row.label, row) for row in exports]
+    if request.trial is not None:
+        labelled = [(f"{request.trial}/{label}", row) for label, row in labelled]
+    conclusion = f"receipt: {run.verification}    page: {run.report}"
+    verdict = "match" if all(row.match for _, row in labelled) else "mismatch"
+    if receipt["verdict"] != verdict:
+        conclusion += f"\ntogether with what was verified earlier: {receipt['verdict']}"
+    return labelled, conclusion
+
+
+def _print_tables(labelled: Sequence[tuple[str, Verified]], *, is_sweep: bool) -> None:
+    from pipeline import receipts
+
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-    print(receipts.metrics_table(epochs, exports, columns=columns))
-    if parity := receipts.parity_table(exports, columns=columns):
+    print(receipts.metrics_table(labelled, columns=columns, heading="trial/epoch" if is_sweep else "epoch"))
+    parity = receipts.parity_table(labelled, columns=columns)
+    if parity:
         print(f"\n{parity}\n")
-    restored = [*epochs, *exports]
-    for verified in restored:
+    for _, verified in labelled:
         for sentence in (*verified.losses(), *verified.complaints()):
             print(sentence)
-    match = all(verified.match for verified in restored)
-    verdict = "match" if match else "mismatch"
-    if receipt["verdict"] != verdict:
-        print(f"together with what was verified earlier: {receipt['verdict']}")
-    print(f"verdict: {verdict}    receipt: {run.verification}    page: {run.report}", flush=True)
-    if problems := [problem for verified in restored for problem in verified.problems]:
-        raise ConfigError(problems)
-    return command.DONE if match else command.MISMATCH
 
 
 if __name__ == "__main__":

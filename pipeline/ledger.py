@@ -26,6 +26,9 @@ DONE, MISMATCH, PRUNED = "done", "mismatch", "pruned"
 FAILED, KILLED, TIMED_OUT, OUT_OF_MEMORY = "failed", "killed", "timed out", "out of memory"
 RUNNING, INTERRUPTED = "running", "interrupted"
 
+Objectives = Sequence[tuple[str, str]]
+"""The metrics that a sweep looks at, each with its direction, `minimize` or `maximize`."""
+
 FINISHED = (DONE, MISMATCH, PRUNED)
 """States of a trial that is not run again."""
 
@@ -40,12 +43,14 @@ class Trial:
         config_hash: SHA-256 of its resolved configuration.
         state: One of this module's states.
         run_dir: Its run directory.
-        objective: The metric that the sweep looks at; `None` until there is one.
+        objective: The first metric that the sweep looks at; `None` until there is one.
+        further: The other metrics that it looks at, in the order of `sweep.metric`.
         verdict: That of its verification.
         epochs: Epochs trained.
         seconds: Wall time.
         pid: Its process.
         reason: Why it did not finish.
+        study_trial: Its number in the study of a search, which other sweeps may share.
     """
 
     number: int
@@ -54,11 +59,19 @@ class Trial:
     state: str
     run_dir: str
     objective: float | None = None
+    further: Sequence[float] = ()
     verdict: str | None = None
     epochs: int = 0
     seconds: float | None = None
     pid: int | None = None
     reason: str | None = None
+    study_trial: int | None = None
+
+    @property
+    def values(self) -> dict[str, str]:
+        """What this trial changes, by key."""
+        pairs = (override.lstrip("+").partition("=") for override in self.overrides)
+        return {key: value for key, _, value in pairs}
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -77,9 +90,16 @@ class Ledger:
         """The file."""
         return self.directory / "ledger.jsonl"
 
+    @property
+    def page(self) -> Path:
+        """The page that shows the sweep."""
+        return self.directory / "sweep.html"
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes from running the same sweep; a killed one keeps nobody.
+
+        What an earlier process left running is called interrupted.
 
         Raises:
             ConfigError: Another one does.
@@ -95,6 +115,9 @@ class Ledger:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
+            for trial in self.read():
+                if trial.state == RUNNING:  # Its process has ended with the one that held the lock.
+                    self.write(replace(trial, state=INTERRUPTED))
             yield
 
     def read(self) -> list[Trial]:
@@ -109,6 +132,12 @@ class Ledger:
             return [Trial(**json.loads(line)) for line in self.path.read_text().splitlines()]
         except (ValueError, TypeError) as error:
             raise ConfigError([f"{self.path} must be a ledger. Reading it failed: {error}."]) from error
+
+    def latest(self) -> list[Trial]:
+        """Return of each configuration the last trial: one that was repeated counts no longer."""
+        return sorted(
+            {trial.config_hash: trial for trial in self.read()}.values(), key=lambda one: one.number
+        )
 
     def write(self, trial: Trial) -> None:
         """Add a trial, or replace its line."""
@@ -128,19 +157,13 @@ class Ledger:
             number += 1
         return number
 
-    def close(self) -> None:
-        """Call interrupted what still says that it runs."""
-        for trial in self.read():
-            if trial.state == RUNNING:
-                self.write(replace(trial, state=INTERRUPTED))
 
-
-def ranked(trials: Sequence[Trial], direction: str) -> list[Trial]:
-    """Return the trials from best to worst.
+def ranked(trials: Sequence[Trial], objectives: Objectives) -> list[Trial]:
+    """Return the trials from best to worst by the first objective.
 
     One that does not match comes behind all that do, one without an objective last.
     """
-    sign = -1 if direction == "maximize" else 1
+    sign = -1 if objectives[0][1] == "maximize" else 1
 
     def rank(trial: Trial) -> tuple[int, float, int]:
         if trial.objective is None:
@@ -151,33 +174,45 @@ def ranked(trials: Sequence[Trial], direction: str) -> list[Trial]:
     return sorted(trials, key=rank)
 
 
+def best(trials: Sequence[Trial], objectives: Objectives) -> Trial | None:
+    """Return the best trial of those whose verification says match, if there is one."""
+    matching = [trial for trial in trials if trial.verdict == "match" and trial.objective is not None]
+    return ranked(matching, objectives)[0] if matching else None
+
+
+def shortened(value: str) -> str:
+    """Return a number with four significant digits at most, any other text as it is."""
+    try:
+        return value if float(value) == int(float(value)) else f"{float(value):.4g}"
+    except (ValueError, OverflowError):
+        return value
+
+
 def swept_keys(trials: Sequence[Trial]) -> list[str]:
     """Return the keys that differ between the trials."""
     values: dict[str, set[str]] = {}
     for trial in trials:
-        for key, value in _values(trial).items():
+        for key, value in trial.values.items():
             values.setdefault(key, set()).add(value)
     keys = [key for key, found in values.items() if len(found) > 1]
     return keys or list(values)
 
 
-def _values(trial: Trial) -> dict[str, str]:
-    pairs = (override.lstrip("+").partition("=") for override in trial.overrides)
-    return {key: value for key, _, value in pairs}
-
-
-def rows(trials: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
+def rows(trials: Sequence[Trial], objectives: Objectives) -> tuple[list[str], list[list[str]]]:
     """Return a header and a row for each trial, for a table or a file."""
     keys = swept_keys(trials)
-    header = ["trial", *keys, "objective", "verdict", "state", "epochs", "seconds"]
+    metrics = [name for name, _ in objectives]
+    header = ["trial", *keys, *metrics, "verdict", "state", "epochs", "seconds"]
     lines = []
     for trial in trials:
-        values = _values(trial)
+        values = trial.values
+        found = [] if trial.objective is None else [trial.objective, *trial.further]
         lines.append(
             [
                 str(trial.number),
                 *(values.get(key, "") for key in keys),
-                "" if trial.objective is None else f"{trial.objective:.6g}",
+                *(repr(number) for number in found),
+                *[""] * (len(metrics) - len(found)),
                 trial.verdict or "",
                 trial.state,
                 str(trial.epochs),
@@ -187,10 +222,10 @@ def rows(trials: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
     return header, lines
 
 
-def write_leaderboard(ledger: Ledger, direction: str) -> Path:
+def write_leaderboard(ledger: Ledger, objectives: Objectives) -> Path:
     """Write `leaderboard.csv`, best first; return its path."""
-    trials = ranked(ledger.read(), direction)
-    header, lines = rows(trials)
+    trials = ranked(ledger.latest(), objectives)
+    header, lines = rows(trials, objectives)
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow([*header, "run_dir", "reason"])

@@ -4,4 +4,4 @@ from pipeline import command, composition, config, runtime  # noqa: F401
 
 runtime.import_tensorflow()
 
-from pipeline import receipts, report, verification  # noqa: E402, F401
+from pipeline import exporting, receipts, report, round_trip, training, verification  # noqa: E402, F401

@@ -13,30 +13,38 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from multiprocessing import forkserver
+from multiprocessing import forkserver, reduction
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 POLL_SECS = 0.05
+OUTPUTS = (1, 2)
 
 _context = multiprocessing.get_context("forkserver")
 
+_spares: list[tuple[BaseProcess, Connection]] = []
+"""Processes that were forked off this one when it was fresh, for the modules that it will run."""
+
 
 def start_server() -> None:
-    """Start the server, if it does not run yet; this returns at once."""
-    _context.set_forkserver_preload(["pipeline.preloaded"])
-    forkserver.ensure_running()
+    """Start the server, if this process will need one and it does not run yet; this returns at once."""
+    if not _spares:
+        _context.set_forkserver_preload(["pipeline.preloaded"])
+        forkserver.ensure_running()
 
 
-def start(function: Callable[..., object], *arguments: Any) -> BaseProcess:
+def start(function: Callable[..., object], *arguments: Any, spares: int = 0) -> BaseProcess:
     """Call a function in a fresh process; it ends when this process does, however that comes about.
 
     Args:
         function: A module's function.
         *arguments: What can be pickled.
+        spares: How many modules it will run: for each, a process that is as fresh is kept waiting, which
+            saves it a server of its own.
     """
     start_server()
-    process = _context.Process(target=_call, args=(function, *arguments))
+    process = _context.Process(target=_call, args=(spares, function, *arguments))
     process.start()
     return process
 
@@ -54,7 +62,7 @@ def run_module(module: str, arguments: Sequence[str], received: Sequence[int]) -
         The exit code, negative if a signal ended the process.
     """
     passed_on = len(received)
-    process = start(_run_module, module, list(arguments))
+    process = _use_spare(module, arguments) if _spares else start(_run_module, module, list(arguments))
     while process.is_alive():
         process.join(POLL_SECS)
         for number in received[passed_on:]:
@@ -65,7 +73,8 @@ def run_module(module: str, arguments: Sequence[str], received: Sequence[int]) -
     return process.exitcode
 
 
-def _call(function: Callable[..., object], *arguments: Any) -> None:
+def _call(spares: int, function: Callable[..., object], *arguments: Any) -> None:
+    _spares.extend([_keep_spare() for _ in range(spares)])  # Before there are threads, which no fork has.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     function(*arguments)
 
@@ -76,6 +85,35 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os.kill(os.getpid(), signal.SIGKILL)  # pragma: no cover - nobody is left to count it
+
+
+def _keep_spare() -> tuple[BaseProcess, Connection]:
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(
+        target=_wait_for_module, args=(theirs,), daemon=True
+    )
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def _use_spare(module: str, arguments: Sequence[str]) -> BaseProcess:
+    process, connection = _spares.pop()
+    connection.send((module, list(arguments)))
+    for output in OUTPUTS:
+        reduction.send_handle(connection, output, process.pid)
+    return process
+
+
+def _wait_for_module(connection: Connection) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        module, arguments = connection.recv()
+        for output in OUTPUTS:
+            os.dup2(reduction.recv_handle(connection), output)
+    except (EOFError, KeyboardInterrupt):
+        return
+    _run_module(module, arguments)
 
 
 def _run_module(module: str, arguments: Sequence[str]) -> None:

@@ -122,15 +122,18 @@ def read(directory: Path) -> Receipt | None:
     return None
 
 
-def metrics_table(epochs: Sequence[Verified], exports: Sequence[Verified], *, columns: int) -> str:
+def metrics_table(labelled: Sequence[tuple[str, Verified]], *, columns: int, heading: str = "epoch") -> str:
     """Return the metrics as an aligned table no wider than `columns`, if that can be.
 
     Where it is too wide, the restored metrics are left out; of many rows, matching ones in the middle.
+
+    Args:
+        labelled: What was restored, each with what the first column calls it.
+        columns: The width.
+        heading: The name of the first column.
     """
-    labelled = [(str(row.epoch), row) for row in epochs]
-    labelled += [(row.label, row) for row in exports]
     names = sorted({name for _, row in labelled for name in row.metrics})
-    header = ["epoch", *(f"test_{n}" for n in names), *(f"restored_{n}" for n in names), "match"]
+    header = [heading, *(f"test_{n}" for n in names), *(f"restored_{n}" for n in names), "match"]
     cells = [
         [
             label,
@@ -146,10 +149,10 @@ def metrics_table(epochs: Sequence[Verified], exports: Sequence[Verified], *, co
     return _aligned(header, cells, _hidden_rows([row for _, row in labelled]))
 
 
-def parity_table(exports: Sequence[Verified], *, columns: int) -> str:
+def parity_table(labelled: Sequence[tuple[str, Verified]], *, columns: int) -> str:
     """Return what each signature of each export answered as an aligned table; empty without exports.
 
-    Where it is too wide, the latencies are left out.
+    Where it is too wide, the latencies are left out; the arguments are those of `metrics_table`.
     """
     header = [
         "export",
@@ -163,12 +166,12 @@ def parity_table(exports: Sequence[Verified], *, columns: int) -> str:
         "match",
     ]
     cells = []
-    for row in exports:
+    for label, row in labelled:
         for name, found in row.signatures.items():
             latencies = [found.latency_ms.get(size) for size in (1, 32)]
             cells.append(
                 [
-                    row.label,
+                    label,
                     name,
                     f"{found.max_abs_error:.2g}",
                     str(found.argmax_flips),
@@ -178,7 +181,7 @@ def parity_table(exports: Sequence[Verified], *, columns: int) -> str:
                     _yes(found.match),
                 ]
             )
-        cells += [[row.label, name, *["-"] * 6, "not compared"] for name in row.not_compared]
+        cells += [[label, name, *["-"] * 6, "not compared"] for name in row.not_compared]
     if not cells:
         return ""
     if sum(_widths([header, *cells])) + 2 * len(header) > columns:

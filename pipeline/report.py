@@ -1,26 +1,23 @@
 """The report: one page that shows a run, what was restored of it, and how to use its exports.
 
-It reads what the run's directory says of the run, and opens no model. The page needs nothing but itself: no
-script, no network. It is built of elements, so that whatever a name or a path contains is shown as text.
+It reads what the run's directory says of the run, and opens no model.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 from omegaconf import OmegaConf
 
-from pipeline import charts, command
+from pipeline import charts, command, page
 from pipeline.charts import Point, Series, element
-from pipeline.run import Row, RunDirectory, write_text
+from pipeline.run import Row, RunDirectory
 
 MAX_PROBLEMS = 20
 """Problems beyond which the others are folded."""
@@ -31,11 +28,7 @@ MAX_EPOCHS = 24
 MAX_PARITY_ROWS = 100
 """The same of the tables of exports, which have several rows for each export."""
 
-MATCH = "match"
-MISMATCH = "mismatch"
-DAMAGED = "damaged"
 UNVERIFIED = "not verified"
-MISSING = "-"
 
 LEFT_ALIGNED = ("format", "version", "signature", "largest difference of a metric")
 
@@ -75,63 +68,6 @@ session = onnxruntime.InferenceSession({onnx!r}, providers=["CPUExecutionProvide
 print([node.name for node in session.get_inputs()], [node.name for node in session.get_outputs()])""",
 }
 """How to open each format with its own runtime alone."""
-
-STYLE = """
-:root {
-  color-scheme: light dark;
-  --page: #f6f7f9; --surface: #ffffff; --text: #1b2129; --muted: #586271; --line: #dfe3e9;
-  --good: #14633a; --good-page: #ddf3e4; --bad: #b3261e; --bad-page: #fde7e5;
-  --color-1: #1f5fd0; --color-2: #b45309; --color-3: #7a3fc4; --color-4: #0d7a70;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --page: #13161b; --surface: #1b1f26; --text: #e5e9ef; --muted: #9ca7b6; --line: #323945;
-    --good: #86dca8; --good-page: #15372450; --bad: #ff9d94; --bad-page: #4a1d1b80;
-    --color-1: #7fb0ff; --color-2: #f2a65a; --color-3: #c7a3ff; --color-4: #5fd0c3;
-  }
-}
-* { box-sizing: border-box; }
-body {
-  margin: 0 auto; max-width: 70rem; padding: 1.5rem 1rem 4rem; background: var(--page); color: var(--text);
-  font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
-}
-h1 { margin: 0 0 .2rem; font-size: 1.7rem; line-height: 1.25; overflow-wrap: anywhere; }
-h2 { margin: 2.5rem 0 .75rem; font-size: 1.2rem; }
-h3 { margin: 1.4rem 0 .4rem; font-size: 1rem; }
-p, dl, ul { margin: .4rem 0; }
-code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .86em; }
-code { overflow-wrap: anywhere; }
-.muted, figcaption, dt { color: var(--muted); }
-.verdict { display: flex; flex-wrap: wrap; align-items: center; gap: .4rem .8rem; margin: 1rem 0 0; }
-.badge { padding: .2rem .8rem; border: 1px solid; border-radius: 2rem; font-weight: 650; }
-.match { color: var(--good); }
-.mismatch, .damaged { color: var(--bad); font-weight: 650; }
-.badge.match { background: var(--good-page); }
-.badge.mismatch, .problems { background: var(--bad-page); }
-.problems { margin: 1rem 0; padding: .8rem 1rem; border-left: 4px solid var(--bad); border-radius: 4px; }
-.problems h2 { margin: 0; font-size: 1rem; }
-.problems ul { padding-left: 1.2rem; overflow-wrap: anywhere; }
-.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); gap: 1rem; }
-figure { margin: 0; max-width: 34rem; min-width: 0; }
-figure, .scroll, pre, .facts {
-  padding: .8rem; background: var(--surface); border: 1px solid var(--line); border-radius: 8px;
-}
-figcaption { display: flex; flex-wrap: wrap; gap: 0 1rem; margin-bottom: .4rem; font-size: .85rem; }
-figcaption strong { flex: 1 0 100%; color: var(--text); font-size: .95rem; overflow-wrap: anywhere; }
-.scroll { margin: .5rem 0; padding: 0; overflow-x: auto; }
-table { width: 100%; border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .55rem; text-align: right; white-space: nowrap; }
-th { color: var(--muted); font-weight: 600; border-bottom: 1px solid var(--line); }
-tr + tr td { border-top: 1px solid var(--line); }
-.left { text-align: left; }
-.gap td { text-align: center; color: var(--muted); }
-pre { margin: .4rem 0; overflow-x: auto; line-height: 1.5; }
-pre.command { user-select: all; }
-dl.facts { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .35rem 1.2rem; }
-dd { margin: 0; overflow-wrap: anywhere; }
-@media (max-width: 30rem) { dl.facts { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; } }
-summary { padding: .3rem 0; cursor: pointer; color: var(--color-1); }
-"""
 
 Found = Mapping[str, Any]
 """A row of the receipt: what was found of an epoch of an artifact."""
@@ -183,18 +119,8 @@ def write(run: RunDirectory) -> None:
     """
     finished = _read(run)
     title = f"{finished.model}, {finished.formats}: {finished.verdict}"
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", title),
-        element("style", STYLE + charts.STYLE),
-    )
     sections = (_header, _curves, _exports, _metrics, _facts, _commands)
-    body = element("body", element("main", *(part for section in sections for part in section(finished))))
-    page = element("html", head, body, lang="en")
-    text = ElementTree.tostring(page, encoding="us-ascii", method="html").decode("ascii")
-    write_text(run.report, f"<!doctype html>\n{text}\n")
+    page.write(run.report, title, (part for section in sections for part in section(finished)))
 
 
 def _read(run: RunDirectory) -> _Finished:
@@ -219,14 +145,15 @@ def _problems(found: Found) -> Iterator[str]:
     for name, metric in found["metrics"].items():
         if not metric["match"]:
             yield (
-                f"{where}: {name} must be {metric['logged']!r} as logged. Restored: {metric['restored']}, a "
-                f"difference of {_number(metric['difference'], '+.3g')} (tolerance {metric['tolerance']:g})."
+                f"{where}: {name} must be {metric['logged']!r} as logged. Restored: {metric['restored']}, "
+                f"a difference of {page.number(metric['difference'], '+.3g')} "
+                f"(tolerance {metric['tolerance']:g})."
             )
     for name, answers in found.get("signatures", {}).items():
         if not answers["match"]:
             yield (
                 f"{where}: {name} must answer as the trained model did. Largest difference: "
-                f"{_number(answers['max_abs_error'])}, argmax flips: {answers['argmax_flips']}."
+                f"{page.number(answers['max_abs_error'])}, argmax flips: {answers['argmax_flips']}."
             )
 
 
@@ -234,19 +161,19 @@ def _header(finished: _Finished) -> Iterator[Element]:
     yield element("h1", finished.model)
     yield element("p", f"Exported as {finished.formats}.", class_="muted")
     yield element("p", element("code", str(finished.run.path.absolute())), class_="muted")
-    sign = {MATCH: "✓ ", MISMATCH: "✗ "}.get(finished.verdict, "")
+    sign = {page.MATCH: "✓ ", page.MISMATCH: "✗ "}.get(finished.verdict, "")
     num_exports = len({found["artifact"] for found in finished.exports})
     counts = (
         f"Epochs verified: {len(finished.epochs)} of {len(finished.log)}. Exports verified: {num_exports}. "
         "Each was restored, evaluated, and held against the log of the training."
     )
-    badge = element("span", sign + finished.verdict, class_=f"badge {_class(finished.verdict)}")
+    badge = element("span", sign + finished.verdict, class_=f"badge {page.status_class(finished.verdict)}")
     yield element("p", badge, element("span", counts), class_="verdict")
     if finished.problems:
         first, others = finished.problems[:MAX_PROBLEMS], finished.problems[MAX_PROBLEMS:]
-        problems = [element("h2", f"Problems: {len(finished.problems)}"), _list(first)]
+        problems = [element("h2", f"Problems: {len(finished.problems)}"), page.sentences(first)]
         if others:
-            problems.append(_details(f"{len(others)} more", _list(others)))
+            problems.append(page.details(f"{len(others)} more", page.sentences(others)))
         yield element("section", *problems, class_="problems")
 
 
@@ -269,8 +196,7 @@ def _curve(finished: _Finished, name: str) -> Element:
     ]
     series = [one for one in series if one.points]
     title = f"{name} by epoch: {', '.join(one.name for one in series)}"
-    caption = element("figcaption", element("strong", name), charts.legend(series))
-    return element("figure", caption, charts.chart(title, series, x_label="epoch"))
+    return charts.figure(name, title, series, x_label="epoch")
 
 
 def _restored(name: str, rows: Iterable[Found]) -> list[Point]:
@@ -278,7 +204,7 @@ def _restored(name: str, rows: Iterable[Found]) -> list[Point]:
     for found in rows:
         metric = found["metrics"].get(f"test/{name}")
         if metric:
-            label = f"{found['format']}, epoch {found['epoch']}: {_number(metric['restored'])}"
+            label = f"{found['format']}, epoch {found['epoch']}: {page.number(metric['restored'])}"
             y = float(metric["restored"])
             points.append(Point(x=found["epoch"], y=y, label=label, flagged=not metric["match"]))
     return points
@@ -311,7 +237,7 @@ def _exports(finished: _Finished) -> Iterator[Element]:
     )
     if reasons:
         yield element("h3", "Left out")
-        yield _list(reasons)
+        yield page.sentences(reasons)
 
 
 def _parity(found: Found) -> Iterator[_Line]:
@@ -321,12 +247,12 @@ def _parity(found: Found) -> Iterator[_Line]:
             _format(found),
             str(found["epoch"]),
             name,
-            _number(answers["max_abs_error"], ".3g"),
+            page.number(answers["max_abs_error"], ".3g"),
             str(answers["argmax_flips"]),
-            *(_number(latency, ".3f") for latency in latencies),
+            *(page.number(latency, ".3f") for latency in latencies),
             Path(found["artifact"]).name,
         ]
-        yield _Line(cells, MATCH if answers["match"] else MISMATCH)
+        yield _Line(cells, page.MATCH if answers["match"] else page.MISMATCH)
 
 
 def _format(found: Found) -> str:
@@ -337,11 +263,11 @@ def _format(found: Found) -> str:
 def _export(found: Found) -> _Line:
     differences = [(name, metric["difference"]) for name, metric in found["metrics"].items()]
     name, worst = max(differences, key=lambda one: _extent(one[1]), default=("", None))
-    largest = f"{name} {_number(worst, '+.3g')}" if worst else _number(worst)
+    largest = f"{name} {page.number(worst, '+.3g')}" if worst else page.number(worst)
     cells = [
         _format(found),
         str(found["epoch"]),
-        _number(found.get("load_secs"), ".2f"),
+        page.number(found.get("load_secs"), ".2f"),
         _size(found.get("size_bytes")),
         largest,
         Path(found["artifact"]).name,
@@ -371,9 +297,9 @@ def _metrics(finished: _Finished) -> Iterator[Element]:
         for name in names:
             metric = found["metrics"].get(name, {})
             cells += [
-                _number(row.test.get(name.removeprefix("test/"))),
-                _number(metric.get("restored")),
-                _number(metric.get("difference"), "+.3g"),
+                page.number(row.test.get(name.removeprefix("test/"))),
+                page.number(metric.get("restored")),
+                page.number(metric.get("difference"), "+.3g"),
             ]
         lines.append(_Line(cells, _status(found) if row.epoch in finished.epochs else UNVERIFIED))
     yield from _table(header, lines, MAX_EPOCHS)
@@ -381,46 +307,17 @@ def _metrics(finished: _Finished) -> Iterator[Element]:
 
 def _status(found: Found) -> str:
     if not found["metrics"]:
-        return DAMAGED
-    return MATCH if all(metric["match"] for metric in found["metrics"].values()) else MISMATCH
+        return page.DAMAGED
+    return page.MATCH if all(metric["match"] for metric in found["metrics"].values()) else page.MISMATCH
 
 
 def _table(header: Sequence[str], lines: Sequence[_Line], max_lines: int) -> Iterator[Element]:
-    """Yield a table; of more than `max_lines`, those in the middle that do not mismatch are folded below."""
-    half = max_lines // 2
-    middle = range(half, len(lines) - half)
-    hidden = [i for i in middle if lines[i].status in (MATCH, UNVERIFIED)]
-    folded = set(hidden)
-    rows = []
-    for index, line in enumerate(lines):
-        if index not in folded:
-            rows.append(_tr(header, line))
-        elif index - 1 not in folded:
-            rows.append(element("tr", element("td", "…", colspan=len(header) + 1), class_="gap"))
-    yield _framed(header, rows)
-    if hidden:
-        table = _framed(header, [_tr(header, lines[index]) for index in hidden])
-        yield _details(f"{len(hidden)} more rows, none of which mismatches", table)
-
-
-def _framed(header: Sequence[str], rows: Iterable[Element]) -> Element:
-    """Return a table in a frame of its own, in which it scrolls where it is too wide."""
-    names = [element("th", name, scope="col", class_=_side(name)) for name in [*header, "verdict"]]
-    table = element("table", element("thead", element("tr", *names)), element("tbody", *rows))
-    return element("div", table, class_="scroll", tabindex=0)
-
-
-def _tr(header: Sequence[str], line: _Line) -> Element:
-    cells = [element("td", cell, class_=_side(name)) for name, cell in zip(header, line.cells, strict=True)]
-    return element("tr", *cells, element("td", line.status, class_=_class(line.status)))
-
-
-def _side(name: str) -> str:
-    return "left" if name in LEFT_ALIGNED else "right"
-
-
-def _class(status: str) -> str:
-    return status if status in (MATCH, MISMATCH, DAMAGED) else "muted"
+    """Yield a table with the status of each line; those that mismatch are never folded."""
+    shown = []
+    for line in lines:
+        status = element("td", line.status, class_=page.status_class(line.status))
+        shown.append(page.Line([*line.cells, status], is_kept=line.status not in (page.MATCH, UNVERIFIED)))
+    yield from page.table([*header, "verdict"], shown, max_lines=max_lines, left=LEFT_ALIGNED)
 
 
 def _facts(finished: _Finished) -> Iterator[Element]:
@@ -428,23 +325,20 @@ def _facts(finished: _Finished) -> Iterator[Element]:
     config, data, model = facts["config"], facts["data"], facts.get("model", {})
     yield element("h2", "What was run")
     overrides = _overrides(finished.run.path / ".hydra" / "overrides.yaml")
-    yield element("pre", shlex.join(["python", "-m", "pipeline", *overrides]), class_="command")
+    yield page.command("pipeline", *overrides)
     said = {
-        "Model": f"{config.get('model', {}).get('_target_', MISSING)}, "
-        f"{_number(model.get('parameters'), ',')} parameters",
-        "Data": f"{config['data'].get('_target_', MISSING)}, {_number(data.get('num_train'), ',')} "
-        f"for training and {_number(data.get('num_test'), ',')} to test",
+        "Model": f"{config.get('model', {}).get('_target_', page.MISSING)}, "
+        f"{page.number(model.get('parameters'), ',')} parameters",
+        "Data": f"{config['data'].get('_target_', page.MISSING)}, {page.number(data.get('num_train'), ',')} "
+        f"for training and {page.number(data.get('num_test'), ',')} to test",
         "Data's fingerprint": f"SHA-256 {data['fingerprint']}",
         "Seed": str(facts["seed"]),
         "Device": _plain(facts.get("device", {})),
         "Versions": _plain(facts.get("versions", {})),
         "Graph": _size(facts.get("sizes", {}).get("graph_bytes")),
     }
-    pairs = (
-        element(tag, text) for name, value in said.items() for tag, text in (("dt", name), ("dd", value))
-    )
-    yield element("dl", *pairs, class_="facts")
-    yield _details(
+    yield page.facts(said.items())
+    yield page.details(
         "The whole configuration", element("pre", json.dumps(config, indent=2, ensure_ascii=False))
     )
 
@@ -456,23 +350,23 @@ def _overrides(path: Path) -> list[str]:
 
 def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_plain(item)}" for name, item in value.items()) or MISSING
+        return ", ".join(f"{name} {_plain(item)}" for name, item in value.items()) or page.MISSING
     return ", ".join(map(_plain, value)) if isinstance(value, list) else str(value)
 
 
 def _commands(finished: _Finished) -> Iterator[Element]:
     path = finished.run.path.absolute()
-    run_dir = shlex.quote(command.override("run_dir", path))
+    run_dir = command.override("run_dir", path)
     yield element("h2", "How to use it")
     yield element("h3", "Verify it again, or export another epoch")
-    yield element("pre", f"python -m pipeline.evaluate {run_dir}", class_="command")
-    yield element("pre", f"python -m pipeline.export {run_dir} export=onnx epoch=best", class_="command")
+    yield page.command("pipeline.evaluate", run_dir)
+    yield page.command("pipeline.export", run_dir, "export=onnx", "epoch=best")
     for format, snippet in SNIPPETS.items():
         directory = finished.run.newest_export(format)
         if directory:
-            export_dir = shlex.quote(command.override("export_dir", path / "export" / format))
             yield element("h3", format)
-            yield element("pre", f"python -m pipeline.predict {export_dir}", class_="command")
+            export_dir = command.override("export_dir", path / "export" / format)
+            yield page.command("pipeline.predict", export_dir)
             yield element("pre", snippet.format_map(_paths(finished, directory.absolute())), class_="command")
 
 
@@ -500,22 +394,7 @@ def _paths(finished: _Finished, directory: Path) -> Mapping[str, str]:
     return {"signature": signature, **{name: str(path) for name, path in paths.items()}}
 
 
-def _number(value: Any, spec: str = ".6g") -> str:
-    """Return a number as text; a receipt's word for one that is not finite as it is."""
-    if value is None:
-        return MISSING
-    return value if isinstance(value, str) else "0" if value == 0 else f"{value:{spec}}"
-
-
 def _size(num_bytes: int | None) -> str:
     if num_bytes is None:
-        return MISSING
+        return page.MISSING
     return f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:,.1f} kB"
-
-
-def _list(sentences: Iterable[str]) -> Element:
-    return element("ul", *(element("li", sentence) for sentence in sentences))
-
-
-def _details(summary: str, *content: Element) -> Element:
-    return element("details", element("summary", summary), *content)

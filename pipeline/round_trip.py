@@ -46,9 +46,9 @@ def round_trip(settings: config.Settings, on_epoch: OnEpoch | None = None) -> co
     with command.stop_signals() as received, run.claimed():
         exported = train_and_export(settings, dataset, run, received, on_epoch)
         rows = run.read_rows()
-        objective = _objective(rows, settings.sweep)
+        objective, *further = _objectives(rows, run, settings.sweep)
         if not exported:
-            return command.Result(objective, epochs=rows[-1].epoch, pruned=True)
+            return command.Result(objective, epochs=rows[-1].epoch, pruned=True, further=further)
         arguments = [command.override("run_dir", run.path)]
         code = command.in_fresh_process("pipeline.evaluate", arguments, received)
         if received:
@@ -56,12 +56,18 @@ def round_trip(settings: config.Settings, on_epoch: OnEpoch | None = None) -> co
     log.info("evaluate again:  python -m pipeline.evaluate %s", shlex.join(arguments))
     log.info("see the curves:  tensorboard --logdir %s", shlex.quote(str(run.tensorboard)))
     verdict = {command.DONE: "match", command.MISMATCH: "mismatch"}.get(code)
-    return command.Result(objective, code, verdict, rows[-1].epoch)
+    return command.Result(objective, code, verdict, rows[-1].epoch, further=further)
 
 
-def _objective(rows: Sequence[Row], sweep: config.Sweep) -> float:
-    (row,) = select_rows(rows, sweep.epoch, vars(sweep))
-    return row.test[sweep.metric]
+def _objectives(rows: Sequence[Row], run: RunDirectory, sweep: config.Sweep) -> list[float]:
+    (metric, direction), *_ = sweep.objectives
+    (row,) = select_rows(rows, sweep.epoch, {"metric": metric, "direction": direction})
+    known = {config.PARAMETERS: float(run.read_facts()["model"]["parameters"]), **row.test}
+    return [known[name] for name, _ in sweep.objectives]
+
+
+def _metrics(sweep: config.Sweep) -> list[str]:
+    return [name for name, _ in sweep.objectives if name != config.PARAMETERS]
 
 
 def train_and_export(
@@ -90,7 +96,7 @@ def train_and_export(
         epochs=settings.train.epochs,
         seed=settings.seed,
         use_xla=settings.train.compile == "xla",
-        metrics=(settings.best.metric, settings.sweep.metric),
+        metrics=[settings.best.metric, *_metrics(settings.sweep)],
         config=settings.resolved,
         stopped=lambda: bool(received),
     )

@@ -1,85 +1,234 @@
-"""Sweeps: which trials there are, which are still to run, and the tables at the end."""
+"""Sweeps: the loop that keeps trials running, sweeps whose trials are listed, and the table at the end."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from pipeline import ledger as ledgers
+from pipeline import sweep_report
 from pipeline.binding import ConfigError
 from pipeline.command import DONE, FAILED, MISMATCH, Job, Result, StopRequested, stop_signals
 from pipeline.composition import plain_values
-from pipeline.ledger import Ledger, Trial
-from pipeline.trials import Pool
+from pipeline.ledger import Ledger, Objectives, Trial
+from pipeline.trials import Limits, Pool
+
+Task = Callable[[DictConfig], Any]
 
 
-def launch(
-    task: Callable[[DictConfig], Any],
-    configs: Sequence[DictConfig],
-    n_jobs: int | None,
-    timeout_secs: float | None,
-    memory_limit_mb: float | None,
-) -> list[JobReturn]:
-    """Run jobs in processes of their own; those that an earlier sweep has finished are not run again.
+class Next(NamedTuple):
+    """A trial that is to run: its composed configuration, and its number in a study if it is of one."""
+
+    config: DictConfig
+    study_trial: int | None = None
+
+
+class Plan(Protocol):
+    """Which trials a sweep consists of.
+
+    Attributes:
+        total: How many there are.
+    """
+
+    total: int
+
+    @property
+    def num_ended(self) -> int:
+        """How many of them have ended, here or elsewhere."""
+
+    def next(self) -> Next | None:
+        """Return the trial that is to run next; `None` where there is none now."""
+
+    def is_complete(self) -> bool:
+        """Return whether there will not be another one, either."""
+
+    def started(self, trial: Trial) -> None:
+        """Take note of a trial that runs."""
+
+    def decide(self, number: int, epoch: int, metrics: Mapping[str, float]) -> bool:
+        """Return whether a trial, known by the number in its ledger, is to stop after an epoch."""
+
+    def ended(self, trial: Trial) -> None:
+        """Take note of what became of a trial."""
+
+    def tick(self) -> None:
+        """Do what has to be done from time to time: this is called a few times a second."""
+
+
+def objectives_of(config: DictConfig) -> Objectives:
+    """Return the metrics that a sweep looks at, each with its direction.
 
     Args:
-        task: See `Pool.submit`.
-        configs: The composed configuration of each job, all of one sweep directory.
-        n_jobs: See `hydra.launcher`.
-        timeout_secs: See there.
-        memory_limit_mb: See there.
+        config: The composed configuration of any command, with the section `sweep` if it has objectives.
     """
-    if isinstance(task, Job):
-        _check_all(task, configs)
-    ledger, direction = _ledger_and_direction(configs[0])
-    pool = Pool(ledger, n_jobs or default_jobs(), timeout_secs, memory_limit_mb)
-    trials: dict[int, Trial] = {}
-    bar = tqdm(total=len(configs), desc="trials", unit="trial", disable=None)
-    with ledger.locked(), stop_signals() as received, bar:
-        ledger.close()
-        waiting = list(enumerate(configs))
-        indices: dict[int, int] = {}
+    section = OmegaConf.to_container(
+        OmegaConf.select(config, "sweep", default=OmegaConf.create({})), resolve=True
+    )
+    assert isinstance(section, dict)
+    metrics, directions = (
+        value if isinstance(value, list) else [value]
+        for value in (section.get("metric", "objective"), section.get("direction", "minimize"))
+    )
+    return list(zip(metrics, directions, strict=False))
+
+
+def run(plan: Plan, task: Task, ledger: Ledger, limits: Limits, objectives: Objectives) -> None:
+    """Run the trials of a plan, each in a process of its own, and write down what becomes of them.
+
+    Args:
+        plan: The trials.
+        task: See `Pool.submit`.
+        ledger: Where they are written down; this process has locked it.
+        limits: Of the trials.
+        objectives: See `objectives_of`.
+
+    Raises:
+        StopRequested: A signal was received. The trials that ran are called interrupted.
+    """
+    bar = tqdm(total=plan.total, desc="trials", unit="trial", disable=None)
+    with (
+        stop_signals() as received,
+        tempfile.TemporaryDirectory(prefix="roundtrip-", ignore_cleanup_errors=True) as compiled,
+        bar,
+    ):
+        pool = Pool(ledger, limits, plan.decide, Path(compiled))
         try:
-            while waiting or pool.running:
-                while waiting and not pool.is_full:
-                    index, config = waiting.pop(0)
-                    known = ledger.finished(ledgers.config_hash(plain_values(config)))
-                    if known is not None:
-                        trials[index] = known
-                        bar.update()
-                    else:
-                        indices[pool.submit(task, config).number] = index
-                for trial in pool.wait(lambda: bool(received)):
-                    trials[indices[trial.number]] = trial
-                    ledgers.write_leaderboard(ledger, direction)
-                    bar.update()
-                    _show_best(bar, ledger, direction)
+            while pool.running or not plan.is_complete():
+                while not (pool.is_full or received) and (following := plan.next()) is not None:
+                    plan.started(pool.submit(task, following.config, following.study_trial))
+                for trial in pool.wait():
+                    plan.ended(trial)
+                    ledgers.write_leaderboard(ledger, objectives)
+                    if not bar.disable:
+                        bar.write(_line(trial, objectives))
+                _show(bar, plan, ledger, objectives)
+                plan.tick()
                 if received:
                     raise StopRequested(received[0])
         except BaseException:
             pool.stop()
             raise
         finally:
-            ledgers.write_leaderboard(ledger, direction)
-    return [_job_return(trials[index], config) for index, config in enumerate(configs)]
+            ledgers.write_leaderboard(ledger, objectives)
+            sweep_report.write(ledger, objectives)
 
 
-def _check_all(job: Job, configs: Sequence[DictConfig]) -> None:
+def _line(trial: Trial, objectives: Objectives) -> str:
+    """Return what became of a trial, as a line."""
+    values = "  ".join(f"{key}={ledgers.shortened(value)}" for key, value in trial.values.items())
+    found = "" if trial.objective is None else f"{objectives[0][0]} {trial.objective:.6g}"
+    words = [
+        f"trial {trial.number}",
+        values,
+        found,
+        trial.state,
+        trial.reason or "",
+        f"{trial.seconds:.1f} s",
+    ]
+    return "  ".join(word for word in words if word)
+
+
+def _show(bar: Any, plan: Plan, ledger: Ledger, objectives: Objectives) -> None:
+    if bar.disable or bar.n == plan.num_ended:
+        return
+    bar.n = plan.num_ended
+    best = ledgers.best(ledger.latest(), objectives)
+    if best is not None:
+        bar.set_postfix_str(f"best {best.objective:.4g} (trial {best.number})", refresh=False)
+    bar.refresh()
+
+
+def limits_of(config: DictConfig) -> Limits:
+    """Return what `hydra.launcher` says; where it does not say how many, a trial for each core runs."""
+    section = config.hydra.launcher
+    n_jobs = section.n_jobs or len(os.sched_getaffinity(0))
+    return Limits(n_jobs, section.timeout_secs, section.memory_limit_mb)
+
+
+class _Listed:
+    """Trials that are all known before the first runs."""
+
+    def __init__(self, ledger: Ledger, configs: Sequence[DictConfig]) -> None:
+        self.total = len(configs)
+        self.trials: dict[str, Trial] = {}
+        self._ledger = ledger
+        self._hashes = [ledgers.config_hash(plain_values(config)) for config in configs]
+        self._waiting = dict(zip(self._hashes, configs, strict=True))
+
+    @property
+    def num_ended(self) -> int:
+        return sum(digest in self.trials for digest in self._hashes)
+
+    def next(self) -> Next | None:
+        while self._waiting:
+            digest = next(iter(self._waiting))
+            config = self._waiting.pop(digest)
+            known = self._ledger.finished(digest)
+            if known is None:
+                return Next(config)
+            self.trials[digest] = known
+        return None
+
+    def is_complete(self) -> bool:
+        return not self._waiting
+
+    def started(self, trial: Trial) -> None:
+        pass
+
+    def decide(self, number: int, epoch: int, metrics: Mapping[str, float]) -> bool:
+        return False
+
+    def ended(self, trial: Trial) -> None:
+        self.trials[trial.config_hash] = trial
+
+    def tick(self) -> None:
+        pass
+
+    def returns(self) -> list[JobReturn]:
+        return [job_return(self.trials[digest]) for digest in self._hashes]
+
+
+def launch(task: Task, configs: Sequence[DictConfig], limits: Limits) -> list[JobReturn]:
+    """Run jobs in processes of their own; those that an earlier sweep has finished are not run again.
+
+    Args:
+        task: See `Pool.submit`.
+        configs: The composed configuration of each job, all of one sweep directory.
+        limits: Of the jobs.
+
+    Raises:
+        ConfigError: The configuration of some job does not hold; then none is run.
+    """
+    check_all(task, configs)
+    ledger = ledger_of(configs[0])
+    with ledger.locked():
+        listed = _Listed(ledger, configs)
+        run(listed, task, ledger, limits, objectives_of(configs[0]))
+    show(ledger, objectives_of(configs[0]))
+    return listed.returns()
+
+
+def check_all(task: Task, configs: Sequence[DictConfig]) -> None:
     """Check the configuration of every trial before any is run.
 
     Raises:
         ConfigError: With all problems of all of them.
     """
+    if not isinstance(task, Job):
+        return
     problems: dict[str, None] = {}
     for config in configs:
         try:
-            job.check(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
+            task.check(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
         except ConfigError as error:
             where = " ".join(config.hydra.overrides.task)
             problems |= dict.fromkeys(f"{problem} ({where})" for problem in error.problems)
@@ -87,43 +236,40 @@ def _check_all(job: Job, configs: Sequence[DictConfig]) -> None:
         raise ConfigError(problems)
 
 
-def _ledger_and_direction(config: DictConfig) -> tuple[Ledger, str]:
-    ledger = Ledger(Path(str(config.hydra.sweep.dir)).absolute())
-    return ledger, str(OmegaConf.select(config, "sweep.direction", default="minimize"))
+def ledger_of(config: DictConfig) -> Ledger:
+    """Return the ledger in the sweep directory of a composed configuration."""
+    return Ledger(Path(str(config.hydra.sweep.dir)).absolute())
 
 
-def default_jobs() -> int:
-    """Return how many trials run at a time if nobody says: one for two cores, which TensorFlow fills."""
-    return max(1, len(os.sched_getaffinity(0)) // 2)
-
-
-def _show_best(bar: Any, ledger: Ledger, direction: str) -> None:
-    best = ledgers.ranked(ledger.read(), direction)[0]
-    if best.objective is not None:
-        bar.set_postfix_str(f"best {best.objective:.4g} (trial {best.number})")
-
-
-def _job_return(trial: Trial, config: DictConfig) -> JobReturn:
+def job_return(trial: Trial) -> JobReturn:
+    """Return what Hydra is to know of a trial."""
     codes = {ledgers.DONE: DONE, ledgers.PRUNED: DONE, ledgers.MISMATCH: MISMATCH}
     objective = float("nan") if trial.objective is None else trial.objective
     code = codes.get(trial.state, FAILED)
-    result = Result(objective, code, trial.verdict, trial.epochs, trial.state == ledgers.PRUNED)
+    pruned = trial.state == ledgers.PRUNED
     done = JobReturn(overrides=list(trial.overrides), working_dir=trial.run_dir, task_name="pipeline")
-    done.cfg, done.status = config, JobStatus.COMPLETED
-    done.return_value = result
+    done.status = JobStatus.COMPLETED
+    done.return_value = Result(objective, code, trial.verdict, trial.epochs, pruned, trial.further)
     return done
 
 
-def summary(config: DictConfig, *, columns: int) -> str:
+def show(ledger: Ledger, objectives: Objectives) -> None:
+    """Print the summary, as wide as the terminal is."""
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    print(summary(ledger, objectives, columns=columns), flush=True)
+
+
+def summary(ledger: Ledger, objectives: Objectives, *, columns: int) -> str:
     """Return the leaderboard as an aligned table, and a sentence for each trial that did not finish.
 
     Args:
-        config: The composed configuration of any of the sweep's jobs.
+        ledger: The sweep's.
+        objectives: See `objectives_of`.
         columns: The table is not to be wider, if that can be.
     """
-    ledger, direction = _ledger_and_direction(config)
-    trials = ledgers.ranked(ledger.read(), direction)
-    header, lines = ledgers.rows(trials)
+    trials = ledgers.ranked(ledger.latest(), objectives)
+    header, lines = ledgers.rows(trials, objectives)
+    lines = [list(map(ledgers.shortened, line)) for line in lines]
     if columns < sum(max(map(len, column)) + 2 for column in zip(header, *lines, strict=True)):
         shown = [i for i, name in enumerate(header) if name not in ("epochs", "seconds")]
         header, *lines = [[line[i] for i in shown] for line in [header, *lines]]
@@ -132,9 +278,9 @@ def summary(config: DictConfig, *, columns: int) -> str:
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
         for line in [header, *lines]
     ]
-    unfinished = [trial for trial in trials if trial.state not in ledgers.FINISHED]
     table += [
         f"trial {trial.number} {trial.state}: {trial.reason or 'no reason'} ({trial.run_dir})"
-        for trial in unfinished
+        for trial in trials
+        if trial.state not in ledgers.FINISHED
     ]
-    return "\n".join([*table, f"ledger: {ledger.path}"])
+    return "\n".join([*table, f"ledger: {ledger.path}    page: {ledger.page}"])

@@ -44,36 +44,52 @@ class _Running:
     reason: str | None = None
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What trials may take.
+
+    Attributes:
+        n_jobs: How many run at a time.
+        timeout_secs: Time after which a trial is ended; `None` is none.
+        memory_limit_mb: Memory (resident) beyond which a trial is ended; `None` is none.
+    """
+
+    n_jobs: int
+    timeout_secs: float | None = None
+    memory_limit_mb: float | None = None
+
+
 @dataclass
 class Pool:
     """Runs trials, a few at a time.
 
     Attributes:
         ledger: Where they are written down.
-        n_jobs: How many run at a time.
-        timeout_secs: Time after which a trial is ended; `None` is none.
-        memory_limit_mb: Memory (resident) beyond which a trial is ended; `None` is none.
-        decide: Asked after every epoch of a trial; without it, none is stopped.
+        limits: What they may take.
+        decide: Asked after every epoch of a trial.
+        compiled: A directory for what XLA compiles: trials whose steps are the same compile once.
     """
 
     ledger: Ledger
-    n_jobs: int
-    timeout_secs: float | None
-    memory_limit_mb: float | None
-    decide: Decision | None = None
+    limits: Limits
+    decide: Decision
+    compiled: Path
     running: list[_Running] = field(default_factory=list)
 
     @property
     def is_full(self) -> bool:
         """Whether no other trial can start now."""
-        return len(self.running) >= self.n_jobs
+        return len(self.running) >= self.limits.n_jobs
 
-    def submit(self, task: Callable[[DictConfig], Any], config: DictConfig) -> Trial:
+    def submit(
+        self, task: Callable[[DictConfig], Any], config: DictConfig, study_trial: int | None = None
+    ) -> Trial:
         """Start a trial; its number names its directory.
 
         Args:
             task: Can be pickled; a `Job` reports its epochs.
             config: The composed configuration, with the `hydra` section.
+            study_trial: Its number in a study.
         """
         number = self.ledger.next_number()
         with open_dict(config):
@@ -82,30 +98,29 @@ class Pool:
         run_dir = self.ledger.directory / str(number)
         overrides = list(config.hydra.overrides.task)
         digest = ledgers.config_hash(plain_values(config))
-        trial = Trial(number, overrides, digest, ledgers.RUNNING, str(run_dir))
+        trial = Trial(number, overrides, digest, ledgers.RUNNING, str(run_dir), study_trial=study_trial)
         self.ledger.write(trial)
         ours, theirs = Pipe()
-        process = processes.start(run_trial, theirs, task, config, str(run_dir))
+        process = processes.start(run_trial, theirs, task, config, str(run_dir), str(self.compiled), spares=1)
         theirs.close()
         trial = replace(trial, pid=process.pid)
         self.ledger.write(trial)
         self.running.append(_Running(trial, process, ours, time.monotonic()))
         return trial
 
-    def wait(self, stopped: Callable[[], bool] = bool) -> list[Trial]:
-        """Wait until at least one trial has ended, or `stopped`; return those that have, as written down."""
+    def wait(self) -> list[Trial]:
+        """Wait a moment; return the trials that have ended, as written down."""
+        handles = [item for one in self.running for item in (one.connection, one.process.sentinel)]
+        wait(handles, POLL_SECS)
         ended: list[Trial] = []
-        while self.running and not ended and not stopped():
-            handles = [item for one in self.running for item in (one.connection, one.process.sentinel)]
-            wait(handles, POLL_SECS)
-            for one in list(self.running):
+        for one in list(self.running):
+            self._receive(one)
+            state = self._overdue(one)
+            if state is not None:
+                self._end(one)
+            if state is not None or not one.process.is_alive():
                 self._receive(one)
-                state = self._overdue(one)
-                if state is not None:
-                    self._end(one)
-                if state is not None or not one.process.is_alive():
-                    self._receive(one)
-                    ended.append(self._finish(one, state))
+                ended.append(self._finish(one, state))
         return ended
 
     def _receive(self, one: _Running) -> None:
@@ -113,7 +128,7 @@ class Pool:
             while one.connection.poll():
                 kind, *values = one.connection.recv()
                 if kind == "epoch":
-                    one.connection.send(bool(self.decide and self.decide(one.trial.number, *values)))
+                    one.connection.send(self.decide(one.trial.number, *values))
                 elif kind == "result":
                     (one.result,) = values
                 else:
@@ -123,9 +138,12 @@ class Pool:
         """Return the state of a trial that has to be ended, or `None`."""
         if not one.process.is_alive():
             return None
-        if self.timeout_secs is not None and time.monotonic() - one.started > self.timeout_secs:
+        if self.limits.timeout_secs is not None and time.monotonic() - one.started > self.limits.timeout_secs:
             return ledgers.TIMED_OUT
-        if self.memory_limit_mb is not None and _resident_mb(one.process.pid) > self.memory_limit_mb:
+        if (
+            self.limits.memory_limit_mb is not None
+            and _resident_mb(one.process.pid) > self.limits.memory_limit_mb
+        ):
             return ledgers.OUT_OF_MEMORY
         return None
 
@@ -137,9 +155,9 @@ class Pool:
         result, code = one.result, one.process.exitcode or 0
         reason = one.reason
         if state == ledgers.TIMED_OUT:
-            reason = f"longer than {self.timeout_secs:g} s"
+            reason = f"longer than {self.limits.timeout_secs:g} s"
         elif state == ledgers.OUT_OF_MEMORY:
-            reason = f"more than {self.memory_limit_mb:g} MB"
+            reason = f"more than {self.limits.memory_limit_mb:g} MB"
         elif result is None and code < 0:
             state, reason = ledgers.KILLED, signal.Signals(-code).name
         elif result is None or result.code not in (DONE, MISMATCH):
@@ -150,6 +168,7 @@ class Pool:
             trial = replace(
                 trial,
                 objective=None if result != result else float(result),
+                further=result.further,
                 verdict=result.verdict,
                 epochs=result.epochs,
             )
@@ -184,9 +203,16 @@ def _resident_mb(pid: int | None) -> float:
 
 
 def run_trial(
-    connection: Connection, task: Callable[[DictConfig], Any], config: DictConfig, run_dir: str
+    connection: Connection,
+    task: Callable[[DictConfig], Any],
+    config: DictConfig,
+    run_dir: str,
+    compiled: str,
 ) -> None:
-    """Run a trial in this process, whose output goes to a file in the trial's directory."""
+    """Run a trial in this process, whose output goes to a file in the trial's directory.
+
+    TensorFlow reads the flags of XLA when it starts; the fork server has only imported it.
+    """
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.utils import run_job, setup_globals
 
@@ -198,6 +224,8 @@ def run_trial(
     sys.stderr.flush()
     os.dup2(output, 1)
     os.dup2(output, 2)
+    cache = f"--tf_xla_persistent_cache_directory={compiled}"
+    os.environ["TF_XLA_FLAGS"] = f"{os.environ.get('TF_XLA_FLAGS', '')} {cache}".lstrip()
     setup_globals()
     register_resolvers()
     HydraConfig.instance().set_config(config)

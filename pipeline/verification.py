@@ -306,7 +306,7 @@ def _metrics(
 
     Those of a converted export may in addition be off by what rounding makes of them: see `_spread`.
     """
-    graph = checkpoints.open_graph(run.graph)
+    graph = functools.cache(lambda: checkpoints.open_graph(run.graph))  # Some formats need none.
     restored = _evaluate(formats.evaluable(manifest.format, held, graph), dataset)
     if manifest.quantization != "none":
         accepted = verify.quantized_tolerance
@@ -317,7 +317,7 @@ def _metrics(
     found = compare(row, restored, tolerance_of(verify, exact=exact))
     if exact or all(comparison.match for comparison in found.values()):
         return found
-    spread = _spread(run, graph, row, dataset)
+    spread = _spread(run, graph(), row, dataset)
     return {
         name: replace(comparison, tolerance=comparison.tolerance + spread[name])
         for name, comparison in found.items()

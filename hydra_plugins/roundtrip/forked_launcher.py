@@ -4,8 +4,6 @@ Hydra executes this module for every command, outside `sys.modules`: it imports 
 cannot be looked up later.
 """
 
-import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +20,7 @@ class ForkedLauncherConf:
     """The section `hydra.launcher`.
 
     Attributes:
-        n_jobs: Jobs at a time; `None` is half the cores, at least one.
+        n_jobs: Jobs at a time; `None` is one for each core.
         timeout_secs: Time after which a job is ended.
         memory_limit_mb: Memory beyond which a job is ended.
     """
@@ -42,7 +40,7 @@ class ForkedLauncher(Launcher):
     """Runs the jobs of a sweep in processes of their own, and writes down what became of each."""
 
     def __init__(self, n_jobs: int | None, timeout_secs: float | None, memory_limit_mb: float | None) -> None:
-        self.limits = (n_jobs, timeout_secs, memory_limit_mb)
+        """Take what `sweeps.limits_of` reads."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what Hydra gives."""
@@ -58,7 +56,4 @@ class ForkedLauncher(Launcher):
             self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
             for overrides in job_overrides
         ]
-        returns = sweeps.launch(self.task_function, configs, *self.limits)
-        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-        print(sweeps.summary(configs[0], columns=columns), flush=True)
-        return returns
+        return sweeps.launch(self.task_function, configs, sweeps.limits_of(self.config))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,7 @@ def rehearse(source: Source, name: str) -> Mapping[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         _write(source, name, Path(folder))
         left_out = read_manifest(Path(folder)).left_out
-        evaluable(name, load(name).open(Path(folder), 0), source.graph())
+        evaluable(name, load(name).open(Path(folder), 0), source.graph)
     return left_out
 
 
@@ -66,14 +66,22 @@ def _write(source: Source, name: str, directory: Path) -> None:
     write_manifest(directory, format.TRAITS, facts)
 
 
-def evaluable(name: str, restored: Mapping[str, Signature], graph: Graph) -> Mapping[str, Signature]:
+def evaluable(
+    name: str, restored: Mapping[str, Signature], open_graph: Callable[[], Graph]
+) -> Mapping[str, Signature]:
     """Return the signatures of an export with an `evaluate`, which scores predictions if there is none.
+
+    Args:
+        name: The format.
+        restored: The signatures of the export.
+        open_graph: Opens the run's graph, whose signatures and score stand in for those that are lacking.
 
     Raises:
         ConfigError: There is none, and no prediction that could be scored.
     """
     if "evaluate" in restored:
         return restored
+    graph = open_graph()
     evaluate = graph.signatures["evaluate"]
     predict = predicting(restored, evaluate)
     if predict is None or graph.score is None:

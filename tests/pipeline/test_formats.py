@@ -499,4 +499,4 @@ def test_a_user_is_told_what_an_unscored_format_needs(gru_run: Path) -> None:
 
     graph = checkpoints.open_graph(RunDirectory(gru_run).graph)
     with pytest.raises(ConfigError, match=r"verified by scoring predictions.* Held: \[\]; score: stated"):
-        formats.evaluable("keras", {}, graph)
+        formats.evaluable("keras", {}, lambda: graph)

@@ -28,6 +28,9 @@ from pipeline.round_trip import check, round_trip
 from tests.conftest import Command
 
 
+LOSS = [("loss", "minimize")]
+
+
 def trial(number: int, **changes: Any) -> Trial:
     values: dict[str, Any] = {
         "overrides": ["model=gru", f"seed={number}"],
@@ -63,8 +66,8 @@ class TestLedger:
             False,
             False,
         ]
-        ledger.close()
-        assert ledger.read()[3].state == ledgers.INTERRUPTED
+        with ledger.locked():
+            assert ledger.read()[3].state == ledgers.INTERRUPTED
 
     def test_no_directory_is_used_twice(self, tmp_path: Path) -> None:
         ledger = Ledger(tmp_path)
@@ -98,17 +101,17 @@ class TestLedger:
             trial(3, objective=None, state=ledgers.FAILED),
             trial(4, objective=0.2, state=ledgers.PRUNED, verdict=None),
         ]
-        assert [one.number for one in ledgers.ranked(found, "minimize")] == [2, 0, 4, 1, 3]
-        assert [one.number for one in ledgers.ranked(found, "maximize")] == [0, 2, 4, 1, 3]
+        assert [one.number for one in ledgers.ranked(found, LOSS)] == [2, 0, 4, 1, 3]
+        assert [one.number for one in ledgers.ranked(found, [("loss", "maximize")])] == [0, 2, 4, 1, 3]
 
     def test_the_leaderboard_shows_what_differs(self, tmp_path: Path) -> None:
         ledger = Ledger(tmp_path)
         ledger.write(trial(0, objective=2.0))
         ledger.write(trial(1, state=ledgers.KILLED, objective=None, verdict=None, reason="SIGKILL"))
-        with ledgers.write_leaderboard(ledger, "minimize").open() as file:
+        with ledgers.write_leaderboard(ledger, LOSS).open() as file:
             rows = list(csv.DictReader(file))
-        assert [(row["trial"], row["seed"], row["objective"]) for row in rows] == [
-            ("0", "0", "2"),
+        assert [(row["trial"], row["seed"], row["loss"]) for row in rows] == [
+            ("0", "0", "2.0"),
             ("1", "1", ""),
         ]
         assert rows[1]["reason"] == "SIGKILL"
@@ -124,7 +127,7 @@ def configuration(directory: Path, **values: Any) -> DictConfig:
         "job_logging": {"version": 1, "root": None},
         "output_subdir": None,
     }
-    config = OmegaConf.create({**values, "sweep": {"direction": "minimize"}})
+    config = OmegaConf.create({**values, "sweep": {"metric": "loss", "direction": "minimize"}})
     config.hydra = OmegaConf.merge(OmegaConf.structured(HydraConf), hydra)
     return config
 
@@ -156,8 +159,8 @@ def behave(cfg: DictConfig) -> Any:
 
 
 def launch(directory: Path, configs: Sequence[dict[str, Any]], **limits: Any) -> list[Any]:
-    arguments = {"n_jobs": 2, "timeout_secs": None, "memory_limit_mb": None, **limits}
-    return sweeps.launch(behave, [configuration(directory, **one) for one in configs], **arguments)
+    arguments = trials.Limits(**{"n_jobs": 2, **limits})
+    return sweeps.launch(behave, [configuration(directory, **one) for one in configs], arguments)
 
 
 def states(directory: Path) -> list[str]:
@@ -187,10 +190,10 @@ def test_whatever_happens_to_a_trial_the_others_finish(
     assert reasons[:3] == ["RuntimeError: no luck", "SIGSEGV", "x must be y. a must be b."]
     assert [job.return_value.code for job in jobs] == [1, 1, 1, 3, 0, 0, 0]
     assert "RuntimeError: no luck" in (tmp_path / "0" / "output.log").read_text()
-    text = sweeps.summary(configuration(tmp_path, kind="", value=0), columns=500)
+    text = sweeps.summary(Ledger(tmp_path), LOSS, columns=500)
     assert "trial 1 killed: SIGSEGV" in text
     assert len(text.splitlines()[0]) > 40
-    narrow = sweeps.summary(configuration(tmp_path, kind="", value=0), columns=40)
+    narrow = sweeps.summary(Ledger(tmp_path), LOSS, columns=40)
     assert "seconds" in text
     assert "seconds" not in narrow
 
@@ -219,10 +222,10 @@ def test_an_interrupted_sweep_leaves_nothing_running(tmp_path: Path, monkeypatch
     monkeypatch.setattr(trials, "GRACE_SECS", 0.2)
     seen: list[int] = []
 
-    def interrupt(pool: trials.Pool, stopped: Any) -> list[Trial]:
+    def interrupt(pool: trials.Pool) -> list[Trial]:
         seen.extend(one.process.pid or 0 for one in pool.running)
         os.kill(os.getpid(), signal.SIGINT)
-        return wait(pool, stopped)
+        return wait(pool)
 
     wait = trials.Pool.wait
     monkeypatch.setattr(trials.Pool, "wait", interrupt)
@@ -252,7 +255,7 @@ def test_a_trial_that_does_not_look_good_is_stopped(tmp_path: Path) -> None:
         seen.append((number, epoch, metrics["loss"]))
         return number == 0 and epoch == 3
 
-    pool = trials.Pool(Ledger(tmp_path), 2, None, None, decide)
+    pool = trials.Pool(Ledger(tmp_path), trials.Limits(2), decide, tmp_path)
     for number in range(2):
         pool.submit(Job(train, accept), configuration(tmp_path, value=number))
     ended = []
@@ -283,7 +286,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 def test_a_sweep_by_command(command: Command, tmp_path: Path) -> None:
     completed = command("pipeline", *GRU, "seed=0,1")
     lines = completed.stdout.splitlines()
-    assert lines[0].split() == ["trial", "seed", "objective", "verdict", "state", "epochs", "seconds"]
+    assert lines[0].split() == ["trial", "seed", "loss", "verdict", "state", "epochs", "seconds"]
     assert [line.split()[3:5] for line in lines[1:3]] == [["match", "done"]] * 2
     before = read(tmp_path / "sweep")
     assert {one["state"] for one in before} == {"done"}
@@ -334,9 +337,13 @@ def test_a_run_that_does_not_look_good_is_not_exported(tmp_path: Path) -> None:
     overrides = ["model=dense", "train.epochs=50", f"hydra.sweep.dir={tmp_path}"]
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("config", overrides, return_hydra_config=True)
-    pool = trials.Pool(Ledger(tmp_path), 1, None, None, lambda number, epoch, metrics: epoch == 3)
+    pool = trials.Pool(
+        Ledger(tmp_path), trials.Limits(1), lambda number, epoch, metrics: epoch == 3, tmp_path
+    )
     pool.submit(Job(round_trip, check), config)
-    (ended,) = pool.wait()
+    ended = None
+    while ended is None:
+        ended = next(iter(pool.wait()), None)
     assert (ended.state, ended.epochs, ended.verdict) == ("pruned", 3, None)
     assert len((tmp_path / "0" / "metrics.jsonl").read_text().splitlines()) == 4
     assert not (tmp_path / "0" / "export").exists()

@@ -20,8 +20,17 @@ def verified(epoch: int, logged: float = 0.5, restored: float | None = None) -> 
     return Verified(epoch, "checkpoint", row.checkpoint, compare(row, metrics, Tolerance()))
 
 
+def labelled(*rows: Verified) -> list[tuple[str, Verified]]:
+    """Return rows as the tables take them; one with the epoch of the one before it is an export's."""
+    names = [str(row.epoch) for row in rows]
+    return [
+        (row.label if name in names[:i] else name, row)
+        for i, (name, row) in enumerate(zip(names, rows, strict=True))
+    ]
+
+
 def test_columns_are_aligned() -> None:
-    text = metrics_table([verified(0), verified(10, 123456.7)], [verified(10)], columns=sys.maxsize)
+    text = metrics_table(labelled(verified(0), verified(10, 123456.7), verified(10)), columns=sys.maxsize)
     assert text.splitlines() == [
         "        epoch  test_accuracy  test_loss  restored_accuracy  restored_loss  match",
         "            0              1        0.5                  1            0.5    yes",
@@ -32,7 +41,7 @@ def test_columns_are_aligned() -> None:
 
 def test_a_narrow_terminal_gets_the_columns_that_fit() -> None:
     rows = [verified(0), verified(1, restored=0.25)]
-    lines = metrics_table(rows, [], columns=60).splitlines()
+    lines = metrics_table(labelled(*rows), columns=60).splitlines()
     assert lines == [
         "epoch  test_accuracy  test_loss  match",
         "    0              1        0.5    yes",
@@ -59,13 +68,13 @@ def exported(quantization: str = "none") -> Verified:
 
 
 def test_the_parity_table_has_a_line_for_each_signature() -> None:
-    assert parity_table([exported()], columns=sys.maxsize).splitlines() == [
+    assert parity_table([("tflite@3", exported())], columns=sys.maxsize).splitlines() == [
         "  export        signature  max_error  flips  ms_at_1  ms_at_32  load_s  size_kB         match",
         "tflite@3  serving_default    1.2e-07      0  0.00351       1.5    0.25    1,235           yes",
         "tflite@3    initial_state        0.5      2      123         -    0.25    1,235            NO",
         "tflite@3         generate          -      -        -         -       -        -  not compared",
     ]
-    assert "ms_at" not in parity_table([exported()], columns=80)
+    assert "ms_at" not in parity_table([("tflite@3", exported())], columns=80)
     assert parity_table([], columns=80) == ""
 
 
@@ -87,7 +96,7 @@ def test_what_quantization_costs_is_said() -> None:
 
 def test_a_long_table_leaves_out_matching_rows_in_its_middle() -> None:
     rows = [verified(epoch) for epoch in range(100)]
-    lines = metrics_table(rows, [], columns=200).splitlines()
+    lines = metrics_table(labelled(*rows), columns=200).splitlines()
     assert len(lines) == 1 + 24 + 1
     assert "... 76 matching rows ..." in lines[13]
     assert [line.split()[0] for line in (lines[1], lines[12], lines[14], lines[-1])] == [
@@ -100,7 +109,7 @@ def test_a_long_table_leaves_out_matching_rows_in_its_middle() -> None:
 
 def test_a_mismatch_is_never_left_out() -> None:
     rows = [verified(epoch, restored=0.25 if epoch == 50 else None) for epoch in range(100)]
-    lines = metrics_table(rows, [], columns=200).splitlines()
+    lines = metrics_table(labelled(*rows), columns=200).splitlines()
     assert len(lines) == 101
     assert [line.split()[0] for line in lines if line.endswith("NO")] == ["50"]
 
