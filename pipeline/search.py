@@ -56,6 +56,12 @@ IDLE_SECS = 1.0
 
 MAX_GRID = 10_000
 
+STUDY = "sweep"
+"""Name of the study in a file of its own."""
+
+ATTEMPTS = 3
+"""How often to try to reach a storage: of two processes that make its tables at a time, one fails."""
+
 log = logging.getLogger(__name__)
 
 
@@ -263,28 +269,14 @@ def open_study(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    grid = grid_of(space) if options.is_grid else None
-    make = functools.partial(_make_grid, options, grid) if grid else lambda seed: options.sampler(seed=seed)
     if options.pruner and len(objectives) > 1:
         raise ConfigError(["hydra/sweeper/pruner must be none where sweep.metric has several metrics."])
     if options.storage and not options.study_name:
         raise ConfigError(
             ["hydra.sweeper.study_name must be given with hydra.sweeper.storage. Received: none."]
         )
-    name = options.study_name or directory.name
-    try:
-        study = optuna.create_study(
-            storage=options.storage or f"sqlite:///{directory}/study.db",
-            study_name=name,
-            sampler=PerTrialSampler(make, options.seed),
-            pruner=options.pruner or optuna.pruners.NopPruner(),
-            directions=[optuna.study.StudyDirection[direction.upper()] for _, direction in objectives],
-            load_if_exists=True,
-        )
-    except Exception as error:  # Whatever the database's driver raises, or that there is none.
-        raise ConfigError(
-            [f"hydra.sweeper.storage must be a database that can be reached. {first_line(error)}"]
-        ) from error
+    storage = options.storage or f"sqlite:///{directory}/study.db"
+    study = _create_study(options, space, objectives, storage)
     searched = {
         "space": {key: distribution_to_json(value) for key, value in space.distributions.items()},
         "fixed": sorted(space.fixed),
@@ -297,11 +289,35 @@ def open_study(
     elif any(known[key] != searched[key] for key in ("space", "objectives", "configuration")):
         raise ConfigError(
             [
-                f"The study {name!r} is of another search, or its configuration has changed: {_said(known)}. "
-                f"Received: {_said(searched)}. Choose another hydra.sweep.dir, or hydra.sweeper.study_name."
+                f"The study {study.study_name!r} is of another search, or its configuration has changed: "
+                f"{_said(known)}. Received: {_said(searched)}. "
+                "Choose another hydra.sweep.dir, or hydra.sweeper.study_name."
             ]
         )
     return study
+
+
+def _create_study(options: Options, space: Space, objectives: Objectives, storage: str) -> optuna.Study:
+    grid = grid_of(space) if options.is_grid else None
+    make = functools.partial(_make_grid, options, grid) if grid else lambda seed: options.sampler(seed=seed)
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            return optuna.create_study(
+                storage=storage,
+                study_name=options.study_name or STUDY,
+                sampler=PerTrialSampler(make, options.seed),
+                pruner=options.pruner or optuna.pruners.NopPruner(),
+                directions=[optuna.study.StudyDirection[direction.upper()] for _, direction in objectives],
+                load_if_exists=True,
+            )
+        except Exception as error:  # Whatever the database's driver raises, or that there is none.
+            if attempt == ATTEMPTS:
+                raise ConfigError(
+                    [f"hydra.sweeper.storage must be a database that can be reached. {first_line(error)}"]
+                ) from error
+            time.sleep(IDLE_SECS)
 
 
 def _said(searched: Mapping[str, Any]) -> str:

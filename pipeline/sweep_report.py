@@ -115,7 +115,7 @@ def write(ledger: Ledger, objectives: Objectives) -> Path:
     if sweep.best:
         title += f", best {sweep.metrics[0]} {page.number(sweep.best.objective)}"
     sections = (_header, _best, _table, _reasons, _charts, _curves, _importance)
-    path = sweep.directory / "sweep.html"
+    path = ledger.page
     page.write(path, title, (part for section in sections for part in section(sweep)))
     return path
 

@@ -17,15 +17,30 @@ MAX_FUNCTION_LINES = 60
 
 # Each level may import those below it, and its own package's neighbours where that is said.
 MAINS = {"__main__", "preloaded", "round_trip", "evaluate", "export", "predict"}
-STAGES = {"training", "exporting", "verification", "receipts", "predictor", "formats", "sweeps", "trials"}
+STAGES = {
+    "training",
+    "exporting",
+    "verification",
+    "receipts",
+    "predictor",
+    "formats",
+    "search",
+    "sweeps",
+    "trials",
+}
 
 # What is imported before the configuration is known to be good.
 BEFORE_TENSORFLOW = (
     "__main__",
     "round_trip",
+    "search",
     "sweeps",
     "trials",
     "ledger",
+    "recorded",
+    "sweep_report",
+    "page",
+    "charts",
     "processes",
     "evaluate",
     "export",

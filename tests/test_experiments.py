@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 
-from pipeline import composition, config
+from pipeline import composition, config, search
 
 EXPERIMENTS = sorted(path.stem for path in (Path(config.__file__).parents[1] / "conf/experiment").glob("*"))
 
@@ -15,10 +18,21 @@ EXPERIMENTS = sorted(path.stem for path in (Path(config.__file__).parents[1] / "
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_is_a_whole_configuration(name: str) -> None:
     with initialize_config_module("conf", version_base="1.3"):
-        settings = config.check(composition.plain_values(compose("config", [f"experiment={name}"])))
-    assert settings.resolved["model"]["_target_"].startswith(f"models.{name}.")
+        composed = compose("config", [f"experiment={name}"], return_hydra_config=True)
+    values = composition.plain_values(
+        OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    )
+    settings = config.check(values)
+    assert settings.resolved["model"]["_target_"].startswith(f"models.{name.removeprefix('sweep_')}.")
+    if name.startswith("sweep_"):
+        assert composed.hydra.mode == RunMode.MULTIRUN
+        params = [f"{key}={value}" for key, value in composed.hydra.sweeper.params.items()]
+        space = search.space_of(OverridesParser.create().parse_overrides(params))
+        for corner in space.corners():
+            with initialize_config_module("conf", version_base="1.3"):
+                config.check(composition.plain_values(compose("config", [f"experiment={name}", *corner])))
 
 
-def test_there_is_one_for_each_model() -> None:
-    models = (Path(config.__file__).parents[1] / "conf" / "model").glob("*.yaml")
-    assert sorted(path.stem for path in models) == EXPERIMENTS
+def test_there_is_one_for_each_model_and_a_sweep() -> None:
+    models = [path.stem for path in (Path(config.__file__).parents[1] / "conf" / "model").glob("*.yaml")]
+    assert sorted([*models, *(f"sweep_{name}" for name in models)]) == EXPERIMENTS

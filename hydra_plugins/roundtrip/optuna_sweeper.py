@@ -14,7 +14,11 @@ from omegaconf import DictConfig
 
 SAMPLERS: dict[str, dict[str, Any]] = {
     "tpe": {"_target_": "optuna.samplers.TPESampler", "n_startup_trials": 10, "constant_liar": True},
-    "cmaes": {"_target_": "optuna.samplers.CmaEsSampler", "n_startup_trials": 5},
+    "cmaes": {
+        "_target_": "optuna.samplers.CmaEsSampler",
+        "n_startup_trials": 5,
+        "warn_independent_sampling": False,  # of choices, which it leaves to chance
+    },
     "random": {"_target_": "optuna.samplers.RandomSampler"},
     "grid": {"_target_": "optuna.samplers.GridSampler"},
     "nsga2": {"_target_": "optuna.samplers.NSGAIISampler", "population_size": 10},

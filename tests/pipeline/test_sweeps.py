@@ -27,7 +27,6 @@ from pipeline.ledger import Ledger, Trial
 from pipeline.round_trip import check, round_trip
 from tests.conftest import Command
 
-
 LOSS = [("loss", "minimize")]
 
 
@@ -38,6 +37,7 @@ def trial(number: int, **changes: Any) -> Trial:
         "state": ledgers.DONE,
         "run_dir": f"sweep/{number}",
         "objective": float(number),
+        "further": [],
         "verdict": "match",
         "epochs": 2,
         "seconds": 1.5,
@@ -230,7 +230,7 @@ def test_an_interrupted_sweep_leaves_nothing_running(tmp_path: Path, monkeypatch
     wait = trials.Pool.wait
     monkeypatch.setattr(trials.Pool, "wait", interrupt)
     with pytest.raises(StopRequested, match="stopped by SIGINT"):
-        launch(tmp_path, [{"kind": "hang"}, {"kind": "hang"}])
+        launch(tmp_path, [{"kind": "hang", "value": value} for value in (1, 2)])
     assert states(tmp_path) == ["interrupted", "interrupted"]
     assert len(seen) == 2
     assert not any(Path(f"/proc/{pid}").exists() for pid in seen)
@@ -323,7 +323,7 @@ def test_a_trial_that_fails_makes_the_sweep_fail(command: Command, tmp_path: Pat
     assert "trial 1 failed: NonFiniteLoss: The training loss must be finite" in completed.stdout
 
 
-@pytest.mark.parametrize("launcher", ["basic"])
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_other_launchers_keep_working(launcher: str, command: Command, tmp_path: Path) -> None:
     command("pipeline", *GRU, "seed=0,1", f"hydra/launcher={launcher}")
     for number in ("0", "1"):

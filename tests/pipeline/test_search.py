@@ -1,0 +1,546 @@
+"""Searches: what is asked of a study, by one process or several, and what becomes of unfinished trials."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+from optuna.trial import TrialState
+
+from pipeline import config as configs
+from pipeline import ledger as ledgers
+from pipeline import search as searches
+from pipeline.binding import ConfigError
+from pipeline.composition import plain_values
+from pipeline.ledger import Ledger, Trial
+from pipeline.search import Options, Search, Space
+from tests.conftest import Command
+
+LOSS = [("loss", "minimize")]
+SAMPLERS = {
+    "tpe": functools.partial(optuna.samplers.TPESampler, n_startup_trials=3),
+    "cmaes": functools.partial(
+        optuna.samplers.CmaEsSampler, n_startup_trials=2, warn_independent_sampling=False
+    ),
+    "random": functools.partial(optuna.samplers.RandomSampler),
+    "nsga2": functools.partial(optuna.samplers.NSGAIISampler, population_size=3),
+}
+
+
+def space_of(*overrides: str) -> Space:
+    return searches.space_of(OverridesParser.create().parse_overrides(list(overrides)))
+
+
+SPACE = space_of("x=interval(-2, 2)", "n=int(interval(1, 8))", "c=a,b", "fixed=3")
+
+
+def options(**changes: Any) -> Options:
+    values: dict[str, Any] = {
+        "n_trials": 8,
+        "sampler": SAMPLERS["random"],
+        "pruner": None,
+        "seed": 0,
+        "params": {},
+        "storage": None,
+        "study_name": None,
+        "grace_secs": 60.0,
+    }
+    return Options(**{**values, **changes})
+
+
+def open_search(directory: Path, space: Space = SPACE, **changes: Any) -> Search:
+    """Return what `search.sweep` makes of options, with a configuration that is the overrides alone."""
+    chosen = options(**changes)
+    objectives = chosen.params.get("objectives", LOSS)
+    directory.mkdir(parents=True, exist_ok=True)
+    study = searches.open_study(chosen, space, objectives, "identity", directory)
+    total = chosen.n_trials
+    if chosen.is_grid:
+        total = min(total, math.prod(map(len, searches.grid_of(space).values())))
+
+    def compose(overrides: list[str]) -> DictConfig:
+        values = dict(override.split("=", 1) for override in overrides)
+        return OmegaConf.create({**values, "hydra": {"overrides": {"task": overrides}}})
+
+    with Ledger(directory).locked():
+        return Search(
+            study, space, compose, Ledger(directory), objectives, total, chosen.grace_secs, chosen.is_grid
+        )
+
+
+def started(search: Search) -> Trial | None:
+    """Start the next trial, as a pool would; `None` where there is none."""
+    following = search.next()
+    if following is None:
+        return None
+    overrides = list(following.config.hydra.overrides.task)
+    digest = ledgers.config_hash(plain_values(following.config))
+    trial = Trial(
+        search.ledger.next_number(), overrides, digest, ledgers.RUNNING, "", study_trial=following.study_trial
+    )
+    search.ledger.write(trial)
+    search.started(trial)
+    return trial
+
+
+def loss(values: Mapping[str, str]) -> float:
+    return (float(values["x"]) - 1) ** 2 + int(values["n"]) + (values["c"] == "a")
+
+
+def end(search: Search, trial: Trial, **changes: Any) -> None:
+    changes = {"state": ledgers.DONE, "verdict": "match", **changes}
+    if "objective" not in changes:
+        changes["objective"] = loss(trial.values)
+    trial = replace(trial, **changes)
+    search.ledger.write(trial)
+    search.ended(trial)
+
+
+def work(search: Search, most: float = math.inf) -> int:
+    """Run trials one after the other; return how many."""
+    count = 0
+    while count < most and (trial := started(search)) is not None:
+        end(search, trial)
+        count += 1
+    return count
+
+
+def found(directory: Path) -> list[tuple[str, ...]]:
+    return [tuple(trial.overrides) for trial in Ledger(directory).latest() if trial.state == ledgers.DONE]
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(searches, "IDLE_SECS", 0.0)
+
+
+class TestSpace:
+    def test_what_an_override_states(self) -> None:
+        space = space_of(
+            "a=tag(log, interval(1e-4, 1e-1))",
+            "b=int(interval(4, 16))",
+            "c=range(0, 10, 3)",
+            "d=range(0.0, 1.0, 0.25)",
+            "e=choice(adam, sgd)",
+            "f=1,2",
+            "g=7",
+            "+h.i=x",
+        )
+        assert {key: repr(value).partition("(")[0] for key, value in space.distributions.items()} == {
+            "a": "FloatDistribution",
+            "b": "IntDistribution",
+            "c": "IntDistribution",
+            "d": "FloatDistribution",
+            "e": "CategoricalDistribution",
+            "f": "CategoricalDistribution",
+        }
+        a, _, c, d, *_ = space.distributions.values()
+        assert (a.low, a.high, a.log) == (1e-4, 1e-1, True)  # type: ignore[attr-defined]
+        assert (c.low, c.high, c.step) == (0, 9, 3)  # type: ignore[attr-defined]
+        assert (d.low, d.high, d.step) == (0.0, 0.75, 0.25)  # type: ignore[attr-defined]
+        assert space.fixed == ["g=7", "+h.i=x"]
+        values = {"a": 1e-05, "b": 4, "c": 9, "d": 0.5, "e": "sgd", "f": "2"}
+        assert space.overrides(values)[-6:] == ["a=1e-05", "b=4", "c=9", "d=0.5", "e=sgd", "f=2"]
+
+    def test_the_last_of_two_counts(self) -> None:
+        assert space_of("a=1,2", "b=1,2", "a=3").fixed == ["a=3"]
+        assert list(space_of("a=3", "a=1,2").distributions) == ["a"]
+
+    def test_every_choice_and_both_ends_are_seen_before_any_trial(self) -> None:
+        corners = space_of("x=interval(0, 1)", "c=a,b,c", "fixed=3").corners()
+        assert [corner[1:] for corner in corners] == [
+            ["x=0.0", "c=a"],
+            ["x=1.0", "c=a"],
+            ["x=0.0", "c=b"],
+            ["x=0.0", "c=c"],
+        ]
+        assert all(corner[0] == "fixed=3" for corner in corners)
+
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            ("a=tag(log, interval(0, 1))", r"a must state values that can be searched. a=tag\(log"),
+            ("a=interval(2, 1)", "a must state values"),
+            ("a=range(1, 1)", "the range is empty"),
+            ("a=1", "A search needs a key with several values"),
+        ],
+    )
+    def test_what_cannot_be_searched(self, override: str, message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            space_of(override)
+
+    def test_a_grid_needs_values_that_can_be_counted(self) -> None:
+        space = space_of("a=1,2", "b=range(0, 10, 5)", "c=range(0, 1, 0.5)")
+        assert searches.grid_of(space) == {"a": ["1", "2"], "b": [0, 5], "c": [0.0, 0.5]}
+        with pytest.raises(ConfigError, match=r"sampler=grid needs a choice\(...\) or range\(...\) for x"):
+            searches.grid_of(space_of("x=interval(0, 1)"))
+        with pytest.raises(ConfigError, match="at most 10000 combinations. Received: 40000"):
+            searches.grid_of(space_of("x=range(0, 200)", "y=range(0, 200)"))
+
+
+class TestOneProcess:
+    @pytest.mark.parametrize("sampler", list(SAMPLERS))
+    def test_a_search_that_was_killed_comes_to_the_same(self, tmp_path: Path, sampler: str) -> None:
+        work(open_search(tmp_path / "whole", sampler=SAMPLERS[sampler], n_trials=12))
+        for most in (0, 3, 5):
+            broken = open_search(tmp_path / "broken", sampler=SAMPLERS[sampler], n_trials=12)
+            work(broken, most)
+            assert started(broken) is not None, "and nobody hears of it again"
+        rest = open_search(tmp_path / "broken", sampler=SAMPLERS[sampler], n_trials=12)
+        work(rest)
+        assert rest.is_complete()
+        assert rest.num_ended == 12
+        if sampler in ("tpe", "random"):  # The others look at numbers, in which repeated trials count.
+            assert found(tmp_path / "broken") == found(tmp_path / "whole")
+            assert len(set(found(tmp_path / "whole"))) == 12
+
+    def test_the_number_of_trials_is_a_total(self, tmp_path: Path) -> None:
+        assert work(open_search(tmp_path, n_trials=3)) == 3
+        search = open_search(tmp_path, n_trials=5)
+        assert search.num_ended == 3
+        assert not search.is_complete()
+        assert work(search) == 2
+        assert search.num_ended == 5
+        assert work(open_search(tmp_path, n_trials=4)) == 0
+
+    def test_another_seed_is_another_search(self, tmp_path: Path) -> None:
+        for seed in (0, 1):
+            work(open_search(tmp_path / str(seed), seed=seed))
+        assert not set(found(tmp_path / "0")) & set(found(tmp_path / "1"))
+
+    def test_a_result_that_was_not_told_is_told_later(self, tmp_path: Path) -> None:
+        search = open_search(tmp_path)
+        trial = started(search)
+        assert trial is not None
+        search.ledger.write(replace(trial, state=ledgers.DONE, verdict="match", objective=0.5))
+        again = open_search(tmp_path)
+        assert again.study.trials[0].value == 0.5
+        assert work(again) == 7
+
+    def test_a_trial_that_failed_is_repeated_by_the_same_command(self, tmp_path: Path) -> None:
+        search = open_search(tmp_path, n_trials=2)
+        for changes in ({"state": ledgers.FAILED, "objective": None}, {}):
+            trial = started(search)
+            assert trial is not None
+            end(search, trial, **changes)
+        assert started(search) is None
+        assert search.is_complete()
+        again = open_search(tmp_path, n_trials=2)
+        assert not again.is_complete()
+        assert work(again) == 1
+        first, _, repeated = again.ledger.read()
+        assert repeated.overrides == first.overrides
+        assert again.num_ended == 2
+
+    def test_values_that_were_tried_are_not_run_again(self, tmp_path: Path) -> None:
+        search = open_search(tmp_path, space_of("c=a,b"), n_trials=6)
+        count = 0
+        while (trial := started(search)) is not None:
+            end(search, trial, objective=1.0)
+            count += 1
+        assert count == 2
+        assert [trial.value for trial in search.study.trials] == [1.0] * 6
+
+    def test_a_mismatch_is_no_result_for_the_study(self, tmp_path: Path) -> None:
+        search = open_search(tmp_path, n_trials=1)
+        trial = started(search)
+        assert trial is not None
+        end(search, trial, state=ledgers.MISMATCH, verdict="mismatch")
+        assert search.study.trials[0].state == TrialState.FAIL
+        assert work(open_search(tmp_path, n_trials=1)) == 0
+
+    def test_a_trial_that_does_not_look_good_is_stopped(self, tmp_path: Path) -> None:
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=2)
+        search = open_search(tmp_path, pruner=pruner, n_trials=3)
+        for value in (1.0, 2.0):
+            trial = started(search)
+            assert trial is not None
+            assert not search.decide(trial.number, 1, {"loss": value})
+            end(search, trial, objective=value)
+        trial = started(search)
+        assert trial is not None
+        assert search.decide(trial.number, 1, {"loss": 9.0})
+        end(search, trial, state=ledgers.PRUNED, objective=9.0, verdict=None)
+        assert search.study.trials[2].state == TrialState.PRUNED
+        assert search.study.trials[2].value == 9.0
+        assert search.is_complete()
+
+    def test_two_objectives(self, tmp_path: Path) -> None:
+        objectives = [("loss", "minimize"), ("accuracy", "maximize")]
+        search = open_search(
+            tmp_path, sampler=SAMPLERS["nsga2"], n_trials=2, params={"objectives": objectives}
+        )
+        for further in (0.25, 0.75):
+            trial = started(search)
+            assert trial is not None
+            assert not search.decide(trial.number, 1, {"loss": 1.0, "accuracy": 0.0})
+            end(search, trial, objective=1.0, further=[further])
+        assert [trial.values for trial in search.study.best_trials] == [[1.0, 0.75]]
+
+
+class TestSeveralProcesses:
+    """Two searches with ledgers of their own, and one study."""
+
+    @pytest.fixture
+    def pair(self, tmp_path: Path) -> Callable[..., tuple[Search, Search]]:
+        def make(space: Space = SPACE, **changes: Any) -> tuple[Search, Search]:
+            shared = {"storage": f"sqlite:///{tmp_path}/shared.db", "study_name": "s", **changes}
+            one, two = (open_search(tmp_path / name, space, **shared) for name in "ab")
+            return one, two
+
+        return make
+
+    def test_they_draw_different_values_from_the_same_seed(
+        self, pair: Callable[..., tuple[Search, Search]], tmp_path: Path
+    ) -> None:
+        one, two = pair(n_trials=6)
+        while (first := started(one)) is not None and (second := started(two)) is not None:
+            end(one, first)
+            end(two, second)
+        assert one.is_complete()
+        assert len({*found(tmp_path / "a"), *found(tmp_path / "b")}) == 6
+
+    def test_one_too_many_is_withdrawn(
+        self, pair: Callable[..., tuple[Search, Search]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        one, two = pair(n_trials=1)
+        trial = started(one)
+        assert trial is not None
+        monkeypatch.setattr(searches, "sum", lambda counts: 0, raising=False)  # As it was before one asked.
+        monkeypatch.setattr(searches, "place_of", lambda number, trials: len(trials))
+        assert two._ask() is None
+        monkeypatch.undo()
+        end(one, trial)
+        assert two.num_ended == 1
+        assert two.study.trials[1].state == TrialState.FAIL
+
+    def test_a_grid_is_gone_through_once(
+        self, pair: Callable[..., tuple[Search, Search]], tmp_path: Path
+    ) -> None:
+        space = space_of("x=range(0, 3)", "n=1,2", "c=a,b")
+        one, two = pair(space, sampler=functools.partial(optuna.samplers.GridSampler), n_trials=50)
+        running: list[tuple[Search, Trial]] = []
+        while not (one.is_complete() and two.is_complete()):
+            running += [(one_of, trial) for one_of in (one, two) if (trial := started(one_of)) is not None]
+            end(*running.pop(0))
+        assert sorted([*found(tmp_path / "a"), *found(tmp_path / "b")]) == sorted(
+            (f"x={x}", f"n={n}", f"c={c}") for x in range(3) for n in (1, 2) for c in "ab"
+        )
+
+    def test_what_a_dead_one_left_is_tried_again(
+        self,
+        pair: Callable[..., tuple[Search, Search]],
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        clock = [0.0]
+        monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+        one, two = pair(n_trials=2, grace_secs=6.0)
+        left, trial = started(one), started(two)
+        assert left is not None
+        assert trial is not None
+        for clock[0] in (10.0, 12.0, 15.0):  # Both live.
+            one.tick()
+            two.tick()
+        for clock[0] in (16.5, 18.0, 20.5):  # One has died.
+            two.tick()
+            assert started(two) is None
+        end(two, trial)
+        assert not two.is_complete()
+        clock[0] = 22.5
+        two.tick()
+        assert "trial 0 of the study has not been heard of" in caplog.text
+        assert work(two) == 1
+        assert two.is_complete()
+        assert two.ledger.read()[-1].overrides == left.overrides
+        assert two.num_ended == 2
+        # It was not dead after all: what it has to say comes too late.
+        end(one, left)
+        assert one.study.trials[0].state == TrialState.FAIL
+        assert two.num_ended == 2
+
+
+class TestStudy:
+    def test_of_another_search(self, tmp_path: Path) -> None:
+        open_search(tmp_path)
+        open_search(tmp_path, n_trials=99, sampler=SAMPLERS["tpe"], seed=4)
+        with pytest.raises(ConfigError, match="is of another search, or its configuration has changed"):
+            open_search(tmp_path, space_of("y=1,2"))
+
+    def test_that_cannot_be_reached(self, tmp_path: Path) -> None:
+        with pytest.raises(
+            ConfigError, match=r"hydra.sweeper.storage must be a database that can be reached"
+        ):
+            open_search(tmp_path, storage="sqlite:////nowhere/at/all.db", study_name="s")
+
+    def test_without_a_name(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="study_name must be given with"):
+            open_search(tmp_path, storage="sqlite://")
+
+    def test_several_metrics_cannot_be_pruned_by(self, tmp_path: Path) -> None:
+        pruner = optuna.pruners.MedianPruner()
+        params = {"objectives": [*LOSS, ("accuracy", "maximize")]}
+        with pytest.raises(ConfigError, match="pruner must be none where sweep.metric has several"):
+            open_search(tmp_path, pruner=pruner, params=params)
+
+    def test_what_tells_configurations_apart(self) -> None:
+        space = space_of("optimizer.learning_rate=interval(0, 1)", "optimizer=adam,sgd", "model.units=1,2")
+
+        def identity(**changes: Any) -> str:
+            values: dict[str, Any] = {
+                "model": {"units": 3, "depth": 1},
+                "optimizer": {"learning_rate": 0.1},
+                "data": {"_target_": "a", "path": "/here", "batch_size": 3},
+                "hydra": {"x": 1},
+            }
+            for key, value in changes.items():
+                section, _, name = key.partition("__")
+                values[section][name] = value
+            return searches.identity_of(OmegaConf.create(values), space)
+
+        for same in (
+            {"model__units": 4},
+            {"optimizer__learning_rate": 3},
+            {"data__path": "/there"},
+            {"hydra__x": 2},
+        ):
+            assert identity(**same) == identity()
+        for other in ({"model__depth": 2}, {"data__batch_size": 4}, {"data___target_": "b"}):
+            assert identity(**other) != identity()
+
+
+GRU = ["-m", "model=gru", "hydra/sweeper=optuna", "hydra.sweep.dir=sweep"]
+RATES = "optimizer.learning_rate=tag(log, interval(1e-4, 1e-1))"
+
+
+class TestCommand:
+    def test_a_search_of_the_gru(self, command: Command, tmp_path: Path) -> None:
+        search = ["hydra.sweeper.n_trials=3", "hydra/sweeper/pruner=median", RATES, "model.units=4,8"]
+        completed = command("pipeline", *GRU, *search)
+        trials = Ledger(tmp_path / "sweep").read()
+        assert [trial.state for trial in trials] == [ledgers.DONE] * 3
+        assert len({trial.pid for trial in trials}) == 3
+        assert completed.stdout.splitlines()[0].split()[:4] == [
+            "trial",
+            "optimizer.learning_rate",
+            "model.units",
+            "loss",
+        ]
+        assert "It takes 4 completed trials" in (tmp_path / "sweep" / "sweep.html").read_text()
+        again = command("pipeline", *GRU, *search)
+        assert again.stdout == completed.stdout
+        assert Ledger(tmp_path / "sweep").read() == trials
+        evaluated = command("pipeline.evaluate", "run_dir=sweep", "epochs=last")
+        assert evaluated.stdout.splitlines()[-1] == "verdict: match    runs: 3"
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ([], "A search needs a key with several values"),
+            ([RATES.replace("1e-4", "0")], "optimizer.learning_rate must state values that can be searched"),
+            ([RATES, "hydra/launcher=basic"], "needs hydra/launcher=forked, .* Received: basic"),
+            ([RATES, "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials must be >= 1. Received: 0"),
+            ([RATES, "model.unit=1,2"], "model.unit is not a key|Key 'unit' is not in struct"),
+            (["optimizer=adam,sgdd"], "sgdd"),
+            (["train.epochs=int(interval(-1, 3))"], "train.epochs must be >= 0. Received: -1"),
+        ],
+    )
+    def test_what_is_refused_before_any_trial(
+        self, command: Command, tmp_path: Path, arguments: list[str], message: str
+    ) -> None:
+        completed = command("pipeline", *GRU, *arguments, code=2)
+        assert completed.stderr.startswith("error: ")
+        assert re.search(message, completed.stderr), completed.stderr
+        assert not list(tmp_path.glob("sweep/[0-9]*"))
+
+
+def test_a_search_without_its_packages_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(configs.EXTRAS, "sweep", ("optuna", "no_such_package"))
+    assert configs.lacks("hydra/sweeper=optuna", "sweep") == (
+        "hydra/sweeper=optuna needs no_such_package. Not installed. "
+        "Install the extra: pip install 'roundtrip[sweep]'."
+    )
+
+
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[str]:
+    """Start a PostgreSQL server of Debian's package on a free port of this machine; give its URL."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not programs:
+        pytest.skip("PostgreSQL is not installed")  # .ci/run installs it
+    # The server refuses to run as root, and must own its directory.
+    user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []
+    with tempfile.TemporaryDirectory(prefix="pg-") as directory, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        if user:
+            shutil.chown(directory, "postgres")
+        cluster = f"{directory}/data"
+        initdb = [*user, str(programs[-1] / "initdb"), "-D", cluster, "-U", "tester", "-A", "trust", "-N"]
+        subprocess.run(initdb, check=True, capture_output=True, timeout=120, cwd=directory)
+        options = f"-c listen_addresses=127.0.0.1 -p {port} -k {directory} -c fsync=off"
+        control = [*user, str(programs[-1] / "pg_ctl"), "-D", cluster, "-w", "-l", f"{directory}/log"]
+        subprocess.run([*control, "-o", options, "start"], check=True, timeout=120, cwd=directory)
+        try:
+            yield f"postgresql+psycopg://tester@127.0.0.1:{port}/postgres"
+        finally:
+            subprocess.run([*control, "-m", "immediate", "stop"], check=True, timeout=120, cwd=directory)
+
+
+def test_two_workers_share_a_postgresql_study_and_one_is_killed(postgresql: str, tmp_path: Path) -> None:
+    search = [
+        *("-m", "model=dense", "train.epochs=2", "hydra/sweeper=optuna", "hydra.launcher.n_jobs=1"),
+        *("hydra.sweeper.n_trials=6", f"hydra.sweeper.storage='{postgresql}'", "hydra.sweeper.grace_secs=6"),
+        *("hydra.sweeper.study_name=shared", "optimizer.learning_rate=tag(log, interval(1e-3, 1e-1))"),
+    ]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-m", "pipeline", *search, f"hydra.sweep.dir={name}"],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for name in ("killed", "living")
+    ]
+    killed = Ledger(tmp_path / "killed")
+    while not any(trial.state == ledgers.RUNNING for trial in killed.read()):
+        assert workers[0].poll() is None, workers[0].communicate()[0]
+        time.sleep(0.05)
+    workers[0].kill()
+    workers[0].communicate()
+    output, _ = workers[1].communicate(timeout=300)
+    assert workers[1].returncode == 0, output
+    storage = optuna.storages.RDBStorage(postgresql)
+    trials = optuna.load_study(study_name="shared", storage=storage).trials
+    storage.remove_session()
+    storage.engine.dispose()
+    retried = {
+        int(found.user_attrs[searches.RETRIES]) for found in trials if searches.RETRIES in found.user_attrs
+    }
+    states = [found.state for found in trials if found.number not in retried]
+    assert states == [TrialState.COMPLETE] * 6, "none is lost, none is one too many"
+    assert len(retried) == 1
+    complete = [found for found in trials if found.state == TrialState.COMPLETE]
+    assert len({json.dumps(found.params) for found in complete}) == 6, "none was run twice"
+    assert trials[retried.pop()].params in [found.params for found in complete]
+    ran = [trial.study_trial for name in ("killed", "living") for trial in Ledger(tmp_path / name).read()]
+    assert len(set(ran)) == len(ran) == 7
