@@ -145,7 +145,8 @@ class Training:
                 metrics = self._finish_epoch(epoch, _mean(losses), test, events)
                 bar.update()
                 bar.set_postfix({name: f"{value:.4g}" for name, value in metrics.items()})
-                if on_epoch is not None and on_epoch(epoch, metrics):
+                stop = on_epoch is not None and on_epoch(epoch, metrics)
+                if stop and epoch < self.epochs:
                     return False
         return True
 

@@ -15,12 +15,14 @@ from tests.benchmarks.training_speed import ROWS
 
 TRAINING = "training_speed"
 OTHERS = {"evaluation": "batch_evaluation", "predictor": "predictor_latency"}
+LONG = {"sweep": "sweep", "search": "search"}
+"""Those that are run by name only: they take 5 and 12 minutes."""
 
 
 def commands(rows: str) -> list[list[str]]:
     """Return the module and the arguments of each benchmark that has the rows asked for."""
-    if rows in OTHERS:
-        return [[OTHERS[rows]]]
+    if rows in OTHERS | LONG:
+        return [[(OTHERS | LONG)[rows]]]
     training = [TRAINING, "--rows", rows]
     return [training, *([module] for module in OTHERS.values())] if rows == "all" else [training]
 
@@ -30,7 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks", description="What is fast, side by side."
     )
-    parser.add_argument("--rows", default="all", choices=["all", *ROWS, *OTHERS])
+    parser.add_argument("--rows", default="all", choices=["all", *ROWS, *OTHERS, *LONG])
     parser.add_argument("--repeats", type=int, help="turns of each contender, in place of a benchmark's own")
     arguments = parser.parse_args()
     repeats = [] if arguments.repeats is None else ["--repeats", str(arguments.repeats)]

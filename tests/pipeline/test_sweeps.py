@@ -313,8 +313,15 @@ def test_a_sweep_that_was_killed_goes_on(command: Command, tmp_path: Path) -> No
     found = read(tmp_path / "sweep")
     assert found[0] == first
     assert [one["state"] for one in found] == ["done", "interrupted", "done", "done"]
-    seeds = [one["overrides"][-1] for one in found if one["state"] == "done"]
-    assert sorted(seeds) == ["seed=0", "seed=1", "seed=2"]
+    command("pipeline", "-m", "model=gru", "hydra.sweep.dir=whole", "seed=0,1,2")
+    results = [
+        sorted(
+            (one["overrides"], one["objective"]) for one in read(tmp_path / name) if one["state"] == "done"
+        )
+        for name in ("sweep", "whole")
+    ]
+    assert results[0] == results[1]
+    assert len(results[0]) == 3
 
 
 def test_a_trial_that_fails_makes_the_sweep_fail(command: Command, tmp_path: Path) -> None:
