@@ -90,7 +90,7 @@ def _end_with_parent() -> None:
 def _keep_spare() -> tuple[BaseProcess, Connection]:
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("fork").Process(
-        target=_wait_for_module, args=(theirs,), daemon=True
+        target=_wait_for_module, args=(theirs, ours), daemon=True
     )
     process.start()
     theirs.close()
@@ -105,7 +105,8 @@ def _use_spare(module: str, arguments: Sequence[str]) -> BaseProcess:
     return process
 
 
-def _wait_for_module(connection: Connection) -> None:
+def _wait_for_module(connection: Connection, other_end: Connection) -> None:
+    other_end.close()  # A fork has it, too: this process is to notice when the other one closes it.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         module, arguments = connection.recv()

@@ -14,8 +14,10 @@ import tensorflow as tf
 from omegaconf import OmegaConf
 
 from pipeline import checkpoints
+from pipeline import ledger as ledgers
 from pipeline.binding import ConfigError
 from pipeline.evaluate import check, evaluate
+from pipeline.ledger import Ledger, Trial
 from pipeline.run import RunDirectory
 
 
@@ -330,3 +332,58 @@ class TestRefused:
         (gru_run / "verification.json").write_text(text)
         assert run_evaluate(gru_run) == 0
         assert receipt(gru_run)["verdict"] == "match"
+
+
+class TestSweep:
+    """A sweep's directory: every finished trial, in one process and one table."""
+
+    @pytest.fixture
+    def sweep(self, gru_run: Path, tmp_path: Path) -> Path:
+        directory = tmp_path / "sweep"
+        ledger = Ledger(directory)
+        directory.mkdir()
+        states = (ledgers.DONE, ledgers.FAILED, ledgers.PRUNED)
+        for number, state in enumerate(states):
+            ledger.write(Trial(number, [f"seed={number}"], str(number), state, "moved since"))
+            shutil.copytree(gru_run, directory / str(number))
+        return directory
+
+    def test_finished_trials_are_in_one_table(
+        self, sweep: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shutil.rmtree(sweep / "2" / "export")
+        (sweep / "2" / "verification.json").unlink()
+        assert run_evaluate(sweep, epochs=[0, 2]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        labels = [line.split()[0] for line in lines[: lines.index("")]]
+        assert labels == ["trial/epoch", "0/0", "0/2", "0/saved_model@2", "0/checkpoint@2", "2/0", "2/2"]
+        assert lines[-1] == "verdict: match    runs: 2"
+        assert receipt(sweep / "2")["verdict"] == "match"
+
+    def test_what_is_wrong_with_one_is_said_of_it(
+        self, sweep: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (sweep / "0" / "run.json").write_text("{}")
+        facts = json.loads((sweep / "2" / "run.json").read_text())
+        facts["data"]["fingerprint"] = "0" * 64
+        (sweep / "2" / "run.json").write_text(json.dumps(facts))
+        with pytest.raises(ConfigError) as refusal:
+            run_evaluate(sweep)
+        assert [problem[:9] for problem in refusal.value.problems] == ["Trial 0: ", "Trial 2: "]
+        assert "It has changed since" in refusal.value.problems[1]
+        assert capsys.readouterr().out == ""
+
+    def test_a_damaged_checkpoint_of_one_of_them(
+        self, sweep: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        RunDirectory(sweep / "2").checkpoint(1).with_suffix(".index").write_bytes(b"")
+        with pytest.raises(ConfigError, match="Trial 2: "):
+            run_evaluate(sweep)
+        output = capsys.readouterr().out
+        assert output.splitlines()[-1] == "verdict: mismatch    runs: 2"
+        assert "2/1" in output
+
+    def test_one_without_a_finished_trial(self, sweep: Path) -> None:
+        Ledger(sweep).path.write_text("")
+        with pytest.raises(ConfigError, match=r"ledger.jsonl must have a finished trial. It has none"):
+            run_evaluate(sweep)

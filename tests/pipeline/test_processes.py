@@ -8,7 +8,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from pipeline import processes
 
@@ -96,3 +99,37 @@ def test_any_program_can_start_one() -> None:
     command = [sys.executable, "-c", PROGRAM]
     completed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert completed.stdout == "0\n"
+
+
+def run_a_module_with_a_spare(file: str) -> None:
+    """Run a module twice, once by the spare; write down the exit codes, and what the spare printed."""
+    output = os.open(f"{file}.out", os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    started = time.monotonic()
+    codes = [processes.run_module("pipeline.evaluate", ["run_dir=nowhere"], [])]
+    codes.append(processes.run_module("timeit", ["-n", "1", "-r", "1", "pass"], []))
+    codes.append(int(time.monotonic() - started))
+    Path(file).write_text(" ".join(map(str, codes)))
+
+
+def test_a_spare_runs_a_module_and_writes_where_its_process_does(tmp_path: Path) -> None:
+    process = processes.start(run_a_module_with_a_spare, str(tmp_path / "codes"), spares=2)
+    process.join(120)
+    first, second, seconds = map(int, (tmp_path / "codes").read_text().split())
+    assert (first, second) == (2, 0)
+    assert seconds < 3, "neither had to import TensorFlow"
+    assert "loop" in (tmp_path / "codes.out").read_text()
+
+
+def let_a_spare_go() -> None:
+    ((spare, connection),) = processes._spares
+    connection.close()
+    spare.join(30)
+    assert spare.exitcode == 0
+
+
+@pytest.mark.parametrize("function", [os.getpid, let_a_spare_go])
+def test_a_spare_that_is_not_used_ends(function: Callable[[], object]) -> None:
+    process = processes.start(function, spares=1)
+    process.join(60)
+    assert process.exitcode == 0
