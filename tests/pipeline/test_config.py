@@ -84,6 +84,18 @@ NAN_RATE = "optimizer.learning_rate must be a finite number. Received: nan."
         ({"epoch": [1, -1]}, f"epoch must be {config.EPOCHS}. Received: [1, -1]."),
         ({"export": None}, "export must be a section. Received: None."),
         (
+            {"sweep__metric": ["parameters"]},
+            "sweep.metric must be a metric, or a list that begins with one. Received: ['parameters'].",
+        ),
+        (
+            {"sweep__direction": "minimise"},
+            "sweep.direction must be one of minimize, maximize. Received: minimise. Did you mean minimize?",
+        ),
+        (
+            {"sweep__metric": ["loss", "parameters"]},
+            "sweep.direction must be given for each of 2 metrics. Received: minimize.",
+        ),
+        (
             {"export__formats": {"saved_model": 1}},
             "export.formats.saved_model must be true or false. Received: 1.",
         ),

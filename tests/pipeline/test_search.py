@@ -431,6 +431,19 @@ RATES = "optimizer.learning_rate=tag(log, interval(1e-4, 1e-1))"
 
 
 class TestCommand:
+    def test_two_objectives(self, command: Command, tmp_path: Path) -> None:
+        search = [
+            "hydra/sweeper/sampler=nsga2",
+            "hydra.sweeper.n_trials=2",
+            "model.units=int(interval(4, 9))",
+        ]
+        command(
+            "pipeline", *GRU, *search, "sweep.metric=[loss,parameters]", "sweep.direction=[minimize,minimize]"
+        )
+        for trial in Ledger(tmp_path / "sweep").read():
+            facts = json.loads((tmp_path / "sweep" / str(trial.number) / "run.json").read_text())
+            assert trial.further == [facts["model"]["parameters"]]
+
     def test_a_search_of_the_gru(self, command: Command, tmp_path: Path) -> None:
         search = ["hydra.sweeper.n_trials=3", "hydra/sweeper/pruner=median", RATES, "model.units=4,8"]
         completed = command("pipeline", *GRU, *search)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from hydra import compose, initialize_config_module
 from hydra.conf import HydraConf
 from hydra.core.utils import JobStatus
 from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
 
 from pipeline import ledger as ledgers
 from pipeline import sweeps, trials
@@ -177,6 +179,23 @@ def test_each_trial_has_a_process_and_a_directory_of_its_own(tmp_path: Path) -> 
     assert [(tmp_path / str(n) / "output.log").read_text() for n in range(3)] == ["a trial speaks\n"] * 3
     with (tmp_path / "leaderboard.csv").open() as file:
         assert [row["trial"] for row in csv.DictReader(file)] == ["1", "2", "0"]
+
+
+def test_on_a_terminal_each_trial_is_said_as_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sweeps, "tqdm", lambda **options: tqdm(**options | {"disable": False}))
+    launch(tmp_path, [{"kind": "good", "value": 3}, {"kind": "raise", "value": 1}], n_jobs=1)
+    output = capsys.readouterr()
+    assert re.search(r"^trial 0  kind=good  value=3  loss 3  done  [\d.]+ s$", output.out, re.MULTILINE)
+    assert re.search(r"^trial 1 .*failed  RuntimeError: no luck", output.out, re.MULTILINE)
+    assert "best 3 (trial 0)" in output.err
+
+
+def test_of_two_equal_jobs_one_runs(tmp_path: Path) -> None:
+    jobs = launch(tmp_path, [{"kind": "good", "value": 3}] * 2)
+    assert [job.return_value for job in jobs] == [3.0, 3.0]
+    assert states(tmp_path) == ["done"]
 
 
 def test_whatever_happens_to_a_trial_the_others_finish(
