@@ -108,7 +108,7 @@ class Sweep:
     @property
     def objectives(self) -> list[tuple[str, str]]:
         """Each metric with its direction."""
-        return list(zip(_listed(self.metric), _listed(self.direction), strict=True))
+        return paired(self.metric, self.direction)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,6 +249,11 @@ def check_epochs(epoch: Any, export: Export) -> Iterable[str]:
             f"epoch={epoch} needs a format that holds many epochs: {', '.join(MANY_EPOCHS)}. "
             f"Received: {', '.join(one_epoch)}."
         )
+
+
+def paired(metric: Any, direction: Any) -> list[tuple[str, str]]:
+    """Return each metric with its direction, of one or of a list of each."""
+    return list(zip(_listed(metric), _listed(direction), strict=False))
 
 
 def _listed(value: Any) -> list[Any]:

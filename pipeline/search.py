@@ -34,7 +34,9 @@ from optuna.distributions import (
     IntDistribution,
     distribution_to_json,
 )
-from optuna.samplers import BaseSampler, GridSampler
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline import binding, sweeps
@@ -45,8 +47,12 @@ from pipeline.ledger import Ledger, Objectives, Trial
 from pipeline.sweeps import Next
 
 RETRIES, WITHDRAWN, BEAT, IDENTITY = "retries", "withdrawn", "beat", "search"
-"""Attributes of a study's trials: the number of the trial that it repeats; that it was one too many; a count
-that its process increases. And of the study: what it searches."""
+"""Attributes of a study's trials: the number of the trial that it repeats; why it is none; a count that its
+process increases. And of the study: what it searches."""
+
+REPLACED, SUPERFLUOUS, LEFT = "replaced", "superfluous", "left"
+"""Why a trial is none: it was about to start when its process died, and the next one takes its place; it was
+one too many; as the first, but others have been asked for since, which keep their places."""
 
 BEATS = 6
 """How often a process says that it lives before others, hearing nothing, take it for dead."""
@@ -135,6 +141,8 @@ def _distribution(override: Override) -> BaseDistribution:
         kind = IntDistribution if isinstance(values.start, int) else FloatDistribution
         return kind(values.start, values.end, log="log" in values.tags)
     if isinstance(values, RangeSweep):
+        if "log" in values.tags:
+            raise ValueError("only an interval can be logarithmic")
         numbers = list(values.range())
         if not numbers:
             raise ValueError("the range is empty")
@@ -174,17 +182,21 @@ class PerTrialSampler(BaseSampler):
 
     What is suggested is then a function of these and of the trials that have ended, whoever asks: two
     processes that start with the same seed do not draw the same, and a search that goes on draws what it
-    would have drawn.
+    would have drawn, unless the sampler itself looks at the trial's number, as CMA-ES and NSGA-II do.
+
+    Attributes:
+        trials: Returns all trials of the study; what Optuna passes may be a part of it.
     """
 
     def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
+        self.trials: Callable[[], list[FrozenTrial]] = list
         self._make = make
         self._seed = seed
         self._sampler = make(seed)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Make the sampler of this trial."""
-        place = place_of(trial.number, study.get_trials(deepcopy=False))
+        place = place_of(trial.number, self.trials())
         state = np.random.SeedSequence([self._seed, place]).generate_state(1)
         self._sampler = self._make(int(state[0]))
         self._sampler.before_trial(study, trial)
@@ -208,14 +220,57 @@ class PerTrialSampler(BaseSampler):
         return self._sampler.sample_independent(study, trial, param_name, param_distribution)
 
 
-def _make_grid(options: Options, grid: Mapping[str, list[Any]], _: int) -> BaseSampler:
-    """Make the sampler of a grid, whose seed is its order: that of one trial is that of all."""
-    return options.sampler(grid, seed=options.seed)
+class Grid(BaseSampler):
+    """Gives each trial the combination of values at its place, so that each is tried once.
+
+    Optuna's own looks for one that nobody else tries just now, which two processes do at the same time.
+
+    Attributes:
+        trials: See `PerTrialSampler`.
+    """
+
+    def __init__(self, space: Space) -> None:
+        self.trials: Callable[[], list[FrozenTrial]] = list
+        self._values = grid_of(space)
+
+    def __len__(self) -> int:
+        return math.prod(map(len, self._values.values()))
+
+    def at(self, place: int) -> dict[str, Any]:
+        """Return a combination."""
+        chosen = {}
+        for key, values in reversed(self._values.items()):
+            place, index = divmod(place, len(values))
+            chosen[key] = values[index]
+        return chosen
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """See `BaseSampler`."""
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """See `BaseSampler`."""
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """See `BaseSampler`."""
+        return self.at(place_of(trial.number, self.trials()))[param_name]
 
 
 def place_of(number: int, trials: Sequence[FrozenTrial]) -> int:
-    """Return how many trials come before one, without those that repeat another or were one too many."""
-    return sum(trial.number < number and _counts(trial) for trial in trials)
+    """Return how many trials come before one, without those that repeat or take the place of another."""
+    return sum(
+        trial.number < number
+        and RETRIES not in trial.user_attrs
+        and trial.user_attrs.get(WITHDRAWN) != REPLACED
+        for trial in trials
+    )
 
 
 def _counts(trial: FrozenTrial) -> bool:
@@ -227,8 +282,8 @@ class Options:
     """The section `hydra.sweeper`.
 
     Attributes:
-        n_trials: Trials of the study, those of earlier and of other processes included.
-        sampler: Makes an Optuna sampler from a seed or, for the grid, from the search space and a seed.
+        n_trials: Trials of the study, those of earlier and of other processes included; a grid has its own.
+        sampler: Makes an Optuna sampler from a seed, or a `Grid`.
         pruner: An Optuna pruner, or nothing.
         seed: Of the sampler.
         params: What to search, by key, as on the command line.
@@ -246,26 +301,36 @@ class Options:
     study_name: str | None
     grace_secs: Annotated[float, ">= 1"]
 
-    @property
-    def is_grid(self) -> bool:
-        """Whether the sampler goes through all combinations."""
-        return getattr(self.sampler, "func", None) is GridSampler
+
+def make_sampler(options: Options, space: Space) -> PerTrialSampler | Grid:
+    """Return the sampler that the options name.
+
+    Raises:
+        ConfigError: It does not take its options, or the space has no grid.
+    """
+    if getattr(options.sampler, "func", None) is Grid:
+        return Grid(space)
+    try:
+        return PerTrialSampler(lambda seed: options.sampler(seed=seed), options.seed)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            [f"hydra.sweeper.sampler must be what Optuna takes. {first_line(error)}"]
+        ) from error
 
 
 def open_study(
-    options: Options, space: Space, objectives: Objectives, identity: str, directory: Path
-) -> optuna.Study:
-    """Return the study, made if it does not exist.
+    options: Options, sampler: BaseSampler, objectives: Objectives, directory: Path
+) -> tuple[optuna.Study, BaseStorage]:
+    """Return the study, made if it does not exist, and what holds it.
 
     Args:
         options: See `Options`.
-        space: See `Space`.
+        sampler: See `make_sampler`.
         objectives: See `Objectives`.
-        identity: What tells the configuration searched from another one.
         directory: The sweep's.
 
     Raises:
-        ConfigError: The storage cannot be reached, or the study is of another search.
+        ConfigError: The storage cannot be reached, or the options do not fit together.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -275,39 +340,16 @@ def open_study(
         raise ConfigError(
             ["hydra.sweeper.study_name must be given with hydra.sweeper.storage. Received: none."]
         )
-    storage = options.storage or f"sqlite:///{directory}/study.db"
-    study = _create_study(options, space, objectives, storage)
-    searched = {
-        "space": {key: distribution_to_json(value) for key, value in space.distributions.items()},
-        "fixed": sorted(space.fixed),
-        "objectives": [list(pair) for pair in objectives],
-        "configuration": identity,
-    }
-    known = study.user_attrs.get(IDENTITY)
-    if known is None:
-        study.set_user_attr(IDENTITY, searched)
-    elif any(known[key] != searched[key] for key in ("space", "objectives", "configuration")):
-        raise ConfigError(
-            [
-                f"The study {study.study_name!r} is of another search, or its configuration has changed: "
-                f"{_said(known)}. Received: {_said(searched)}. "
-                "Choose another hydra.sweep.dir, or hydra.sweeper.study_name."
-            ]
-        )
-    return study
-
-
-def _create_study(options: Options, space: Space, objectives: Objectives, storage: str) -> optuna.Study:
-    grid = grid_of(space) if options.is_grid else None
-    make = functools.partial(_make_grid, options, grid) if grid else lambda seed: options.sampler(seed=seed)
+    url = options.storage or f"sqlite:///{directory}/study.db"
     attempt = 0
     while True:
         attempt += 1
         try:
-            return optuna.create_study(
+            storage = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+            study = optuna.create_study(
                 storage=storage,
                 study_name=options.study_name or STUDY,
-                sampler=PerTrialSampler(make, options.seed),
+                sampler=sampler,
                 pruner=options.pruner or optuna.pruners.NopPruner(),
                 directions=[optuna.study.StudyDirection[direction.upper()] for _, direction in objectives],
                 load_if_exists=True,
@@ -318,6 +360,39 @@ def _create_study(options: Options, space: Space, objectives: Objectives, storag
                     [f"hydra.sweeper.storage must be a database that can be reached. {first_line(error)}"]
                 ) from error
             time.sleep(IDLE_SECS)
+        else:
+            return study, storage
+
+
+def check_study(study: optuna.Study, space: Space, objectives: Objectives, configuration: str) -> None:
+    """Check that a study is of this search, if it is of any yet.
+
+    Args:
+        study: The study.
+        space: See `Space`.
+        objectives: See `Objectives`.
+        configuration: See `identity_of`.
+
+    Raises:
+        ConfigError: It is of another one, whose trials would not compare.
+    """
+    searched = {
+        "space": {key: distribution_to_json(value) for key, value in space.distributions.items()},
+        "fixed": sorted(space.fixed),
+        "objectives": [list(pair) for pair in objectives],
+        "configuration": configuration,
+    }
+    known = study.user_attrs.get(IDENTITY)
+    if known is None:
+        study.set_user_attr(IDENTITY, searched)
+    elif any(known[key] != searched[key] for key in ("space", "objectives", "configuration")):
+        raise ConfigError(
+            [
+                "The study is of another search, or its configuration or data have changed: "
+                f"{_said(known)}. Received: {_said(searched)}. Choose another hydra.sweep.dir; "
+                "with hydra.sweeper.storage, another hydra.sweeper.study_name, too."
+            ]
+        )
 
 
 def _said(searched: Mapping[str, Any]) -> str:
@@ -356,22 +431,28 @@ def sweep(
     sweeps.check_all(task, corners)
     objectives = sweeps.objectives_of(corners[0])
     ledger = sweeps.ledger_of(corners[0])
-    total = options.n_trials
-    if options.is_grid:
-        total = min(total, math.prod(map(len, grid_of(space).values())))
+    limits = sweeps.limits_of(config)
+    sampler = make_sampler(options, space)
+    is_shared = options.storage is not None
     with ledger.locked():
-        study = open_study(options, space, objectives, identity_of(corners[0], space), ledger.directory)
-        search = Search(study, space, compose, ledger, objectives, total, options.grace_secs, options.is_grid)
-        sweeps.run(search, task, ledger, sweeps.limits_of(config), objectives)
-    sweeps.show(ledger, objectives)
-    return list(map(sweeps.job_return, ledger.latest()))
+        study, storage = open_study(options, sampler, objectives, ledger.directory)
+        check_study(study, space, objectives, identity_of(corners, is_shared=is_shared))
+        sampler.trials = functools.partial(study.get_trials, deepcopy=False)
+        total = len(sampler) if isinstance(sampler, Grid) else options.n_trials
+        search = Search(
+            study, storage, space, compose, ledger, objectives, total, options.grace_secs, is_shared
+        )
+        sweeps.run(search, task, ledger, limits, objectives)
+        sweeps.show(ledger, objectives)
+        return [sweeps.job_return(trial) for trial in ledger.latest() if not search.is_repeated(trial)]
 
 
 def _options(config: DictConfig, section: Mapping[str, Any]) -> Options:
     problems: list[str] = []
     values = {str(key): value for key, value in section.items()}
     for key in ("sampler", "pruner"):
-        values[key] = instantiate(values[key]) if values[key] else None
+        if isinstance(values[key], DictConfig):
+            values[key] = instantiate(values[key]) if values[key] else None
     values["params"] = OmegaConf.to_container(OmegaConf.create(values["params"]))
     bound = binding.bind(Options, values, "hydra.sweeper.", problems)
     if not str(config.hydra.launcher.get("_target_")).endswith(".ForkedLauncher"):
@@ -384,27 +465,22 @@ def _options(config: DictConfig, section: Mapping[str, Any]) -> Options:
     return Options(**bound)
 
 
-def identity_of(config: DictConfig, space: Space) -> str:
-    """Return the hash of a configuration without what is searched and without where the data lies."""
-    config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    values = plain_values(config)
-    data = values.get("data")
-    if isinstance(data, Mapping):
-        values = {
-            **values,
-            "data": {k: v for k, v in data.items() if k in ("_target_",) or not isinstance(v, str)},
-        }
-    for key in space.distributions:
-        values = _without(values, key.lstrip("+").partition("@")[0].replace("/", ".").split("."))
-    return ledgers.config_hash(values)
+def identity_of(corners: Sequence[DictConfig], *, is_shared: bool) -> str:
+    """Return what tells a search from another one: the hash of the configurations at the ends of its space.
 
-
-def _without(values: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
-    key, *rest = path
-    inner = values.get(key)
-    if rest and isinstance(inner, Mapping):
-        return {**values, key: _without(inner, rest)}
-    return {name: value for name, value in values.items() if name != key}
+    Args:
+        corners: These configurations; between them they hold every value that is not searched.
+        is_shared: Whether several machines work on it: where each keeps its data then makes no difference.
+    """
+    hashes = []
+    for corner in corners:
+        values = plain_values(OmegaConf.masked_copy(corner, [str(key) for key in corner if key != "hydra"]))
+        data = values.get("data")
+        if is_shared and isinstance(data, Mapping):
+            kept = {k: v for k, v in data.items() if k == "_target_" or not isinstance(v, str)}
+            values = {**values, "data": kept}
+        hashes.append(ledgers.config_hash(values))
+    return ledgers.config_hash({"corners": hashes})
 
 
 @dataclass
@@ -413,80 +489,110 @@ class Search:
 
     Attributes:
         study: The study.
+        storage: What holds it.
         space: What is searched.
         compose: Returns the composed configuration of overrides.
         ledger: Of the trials that ran here.
         objectives: See `Objectives`.
         total: Trials of the study.
         grace_secs: See `Options`.
-        no_repeats: Whether a trial with the values of another one is one too many.
+        is_shared: Whether other processes may work on the study.
     """
 
     study: optuna.Study
+    storage: BaseStorage
     space: Space
     compose: Callable[[list[str]], DictConfig]
     ledger: Ledger
     objectives: Objectives
     total: int
     grace_secs: float
-    no_repeats: bool
+    is_shared: bool
     _asked: dict[int, optuna.Trial] = field(default_factory=dict)
     _running: dict[int, optuna.Trial] = field(default_factory=dict)
-    _heard: dict[tuple[int, Any], float] = field(default_factory=dict)
+    _heard: dict[int, tuple[Any, float]] = field(default_factory=dict)
     _beaten: float = 0.0
     _beats: int = 0
     _idle_until: float = 0.0
 
     def __post_init__(self) -> None:
-        """Tell the study what became of earlier trials, and have the unfinished ones repeated."""
-        found = {trial.number: trial for trial in self.study.get_trials(deepcopy=False)}
+        """Tell the study what became of the trials that ran here, and have the unfinished ones repeated."""
+        found = {trial.number: trial for trial in self._trials() if trial.state != TrialState.WAITING}
         for known in self.ledger.read():
-            if known.study_trial in found:
-                self._settle(found[known.study_trial], known)
+            trial = found.get(-1 if known.study_trial is None else known.study_trial)
+            if trial is not None and self._is_of(known, trial):
+                del found[trial.number]
+                if known.state in ledgers.FINISHED:
+                    self._tell(trial.number, known)
+                else:
+                    self._give_up(trial)
+        if not self.is_shared:  # The ledger is locked: nobody else asked for these.
+            for trial in found.values():
+                if trial.state == TrialState.RUNNING:
+                    self._give_up(trial)
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
+
+    def _is_of(self, known: Trial, trial: FrozenTrial) -> bool:
+        """Return whether a line of the ledger is about a trial, and not one of another study's."""
+        is_whole = set(trial.params) == set(self.space.distributions)
+        return is_whole and sorted(self.space.overrides(trial.params)) == sorted(known.overrides)
 
     @property
     def num_ended(self) -> int:
         """See `Plan`."""
-        trials = self.study.get_trials(deepcopy=False)
+        trials = self._trials()
         ended = [trial for trial in trials if trial.state.is_finished() and WITHDRAWN not in trial.user_attrs]
         return len(ended) - sum(RETRIES in trial.user_attrs for trial in trials)
 
+    def is_repeated(self, known: Trial) -> bool:
+        """Return whether what a trial left undone has been done since, here or elsewhere."""
+        repetitions = {
+            trial.user_attrs[RETRIES]: trial for trial in self._trials() if RETRIES in trial.user_attrs
+        }
+        trial = repetitions.get(known.study_trial)
+        while trial is not None and trial.number in repetitions:
+            trial = repetitions[trial.number]
+        return trial is not None and trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+
     def next(self) -> Next | None:
-        """See `Plan`."""
-        while time.monotonic() >= self._idle_until:
-            asked = self._ask()
-            if asked is None:
-                self._idle_until = time.monotonic() + IDLE_SECS
+        """See `Plan`. Values that the study or the ledger knows the result of are not run again."""
+        if time.monotonic() < self._idle_until:
+            return None
+        asked = self._ask()
+        if asked is None:
+            self._idle_until = time.monotonic() + IDLE_SECS
+            return None
+        for trial in self._trials():
+            if trial.state == TrialState.COMPLETE and trial.params == asked.params:
+                self._finish(asked.number, trial.values)
                 return None
-            config = self.compose(self.space.overrides(asked.params))
-            known = self.ledger.finished(ledgers.config_hash(plain_values(config)))
-            if known is None:
-                self._asked[asked.number] = asked
-                return Next(config, asked.number)
+        config = self.compose(self.space.overrides(asked.params))
+        known = self.ledger.finished(ledgers.config_hash(plain_values(config)))
+        if known is not None:
             self._tell(asked.number, known)
-        return None
+            return None
+        self._asked[asked.number] = asked
+        return Next(config, asked.number)
 
     def _ask(self) -> optuna.Trial | None:
-        trials = self.study.get_trials(deepcopy=False)
+        trials = self._trials()
         is_waiting = any(trial.state == TrialState.WAITING for trial in trials)
         if not is_waiting and sum(map(_counts, trials)) >= self.total:
             return None
         asked = self.study.ask(dict(self.space.distributions))
-        if RETRIES not in asked.user_attrs and self._is_superfluous(asked):
-            asked.set_user_attr(WITHDRAWN, True)
-            self.study.tell(asked, state=TrialState.FAIL)
+        before = sum(_counts(trial) and trial.number < asked.number for trial in self._trials())
+        if RETRIES not in asked.user_attrs and before >= self.total:
+            # Another process, asking at the same time, got the last one.
+            asked.set_user_attr(WITHDRAWN, SUPERFLUOUS)
+            self._finish(asked.number, state=TrialState.FAIL)
             return None
         return asked
 
-    def _is_superfluous(self, asked: optuna.Trial) -> bool:
-        """Return whether other processes, asking at the same time, got the last trials or these values."""
-        before = [one for one in self.study.get_trials(deepcopy=False) if one.number < asked.number]
-        repeats = (_counts(one) and one.params == asked.params for one in before)
-        return place_of(asked.number, before) >= self.total or (self.no_repeats and any(repeats))
-
     def is_complete(self) -> bool:
         """See `Plan`: not while another process works on the study, which may die and leave its trials."""
-        trials = self.study.get_trials(deepcopy=False)
+        trials = self._trials()
         is_open = any(not trial.state.is_finished() for trial in trials)
         return not is_open and sum(map(_counts, trials)) >= self.total
 
@@ -500,7 +606,10 @@ class Search:
         if len(self.objectives) > 1:
             return False
         trial = self._running[number]
-        trial.report(metrics[self.objectives[0][0]], epoch)
+        try:
+            trial.report(metrics[self.objectives[0][0]], epoch)
+        except UpdateFinishedTrialError:  # It was taken for dead, and is repeated elsewhere.
+            return True
         return trial.should_prune()
 
     def ended(self, trial: Trial) -> None:
@@ -516,27 +625,38 @@ class Search:
         self._beaten = now
         self._beats += 1
         for trial in self._running.values():
-            trial.set_user_attr(BEAT, self._beats)
+            with contextlib.suppress(UpdateFinishedTrialError):  # It was taken for dead.
+                trial.set_user_attr(BEAT, self._beats)
         mine = {trial.number for trial in self._running.values()}
-        for other in self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-            heard = self._heard.setdefault((other.number, other.user_attrs.get(BEAT)), now)
-            if other.number not in mine and now - heard > self.grace_secs:
+        for other in self._trials():
+            if other.state != TrialState.RUNNING or other.number in mine:
+                continue
+            beat = other.user_attrs.get(BEAT)
+            heard = self._heard.get(other.number)
+            if heard is None or heard[0] != beat:
+                self._heard[other.number] = (beat, now)
+            elif now - heard[1] > self.grace_secs:
                 log.warning("trial %d of the study has not been heard of; it is tried again", other.number)
                 self._give_up(other)
 
-    def _settle(self, trial: FrozenTrial, known: Trial) -> None:
-        """Tell the study what it does not know of a trial, and have an unfinished one repeated."""
-        if known.state in ledgers.FINISHED:
-            self._tell(trial.number, known)
-        else:
-            self._give_up(trial)
-
     def _give_up(self, trial: FrozenTrial) -> None:
-        """Have a trial repeated, unless another process was quicker."""
-        self._finish(trial.number, state=TrialState.FAIL)
-        trials = self.study.get_trials(deepcopy=False)
-        if not any(one.user_attrs.get(RETRIES) == trial.number for one in trials):
-            self.study.enqueue_trial(trial.params, user_attrs={RETRIES: trial.number})
+        """Have a trial repeated, by the one process that ends it."""
+        sampler = self.study.sampler
+        params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        if isinstance(sampler, Grid) and self.is_shared and RETRIES not in trial.user_attrs:
+            params = sampler.at(place_of(trial.number, self._trials()))
+        is_whole = set(params) == set(self.space.distributions)
+        if not trial.state.is_finished():
+            try:
+                if not is_whole:
+                    reason = LEFT if self.is_shared else REPLACED
+                    self.storage.set_trial_user_attr(trial._trial_id, WITHDRAWN, reason)
+                self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            except UpdateFinishedTrialError:
+                return
+        repeated = any(one.user_attrs.get(RETRIES) == trial.number for one in self._trials())
+        if is_whole and not repeated:
+            self.study.enqueue_trial(params, user_attrs={RETRIES: trial.number})
 
     def _tell(self, number: int, trial: Trial) -> None:
         if trial.state == ledgers.DONE and trial.objective is not None:
@@ -549,5 +669,5 @@ class Search:
     def _finish(
         self, number: int, values: Sequence[float] | None = None, state: TrialState | None = None
     ) -> None:
-        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # Another process has.
+        with contextlib.suppress(UpdateFinishedTrialError):  # Another process has.
             self.study.tell(number, values, state, skip_if_finished=True)

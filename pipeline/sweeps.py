@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -16,11 +16,17 @@ from tqdm import tqdm
 
 from pipeline import ledger as ledgers
 from pipeline import sweep_report
-from pipeline.binding import ConfigError
+from pipeline.binding import ConfigError, bind
 from pipeline.command import DONE, FAILED, MISMATCH, Job, Result, StopRequested, stop_signals
 from pipeline.composition import plain_values
+from pipeline.config import paired
 from pipeline.ledger import Ledger, Objectives, Trial
 from pipeline.trials import Limits, Pool
+
+COMPILED = ".compiled"
+"""Directory in a sweep's for what XLA compiles, while it runs."""
+
+log = logging.getLogger(__name__)
 
 Task = Callable[[DictConfig], Any]
 
@@ -70,15 +76,9 @@ def objectives_of(config: DictConfig) -> Objectives:
     Args:
         config: The composed configuration of any command, with the section `sweep` if it has objectives.
     """
-    section = OmegaConf.to_container(
-        OmegaConf.select(config, "sweep", default=OmegaConf.create({})), resolve=True
-    )
-    assert isinstance(section, dict)
-    metrics, directions = (
-        value if isinstance(value, list) else [value]
-        for value in (section.get("metric", "objective"), section.get("direction", "minimize"))
-    )
-    return list(zip(metrics, directions, strict=False))
+    section = OmegaConf.select(config, "sweep", default=OmegaConf.create({}))
+    values: Any = OmegaConf.to_container(section, resolve=True)
+    return paired(values.get("metric", "objective"), values.get("direction", "minimize"))
 
 
 def run(plan: Plan, task: Task, ledger: Ledger, limits: Limits, objectives: Objectives) -> None:
@@ -95,21 +95,21 @@ def run(plan: Plan, task: Task, ledger: Ledger, limits: Limits, objectives: Obje
         StopRequested: A signal was received. The trials that ran are called interrupted.
     """
     bar = tqdm(total=plan.total, desc="trials", unit="trial", disable=None)
-    with (
-        stop_signals() as received,
-        tempfile.TemporaryDirectory(prefix="roundtrip-", ignore_cleanup_errors=True) as compiled,
-        bar,
-    ):
-        pool = Pool(ledger, limits, plan.decide, Path(compiled))
+    compiled = ledger.directory / COMPILED
+    shutil.rmtree(compiled, ignore_errors=True)  # A sweep that was killed may have left half of a file.
+    compiled.mkdir()
+    with stop_signals() as received, bar:
+        pool = Pool(ledger, limits, plan.decide, received, compiled)
         try:
             while pool.running or not plan.is_complete():
                 while not (pool.is_full or received) and (following := plan.next()) is not None:
                     plan.started(pool.submit(task, following.config, following.study_trial))
                 for trial in pool.wait():
-                    plan.ended(trial)
+                    if trial.state != ledgers.INTERRUPTED:
+                        plan.ended(trial)
                     ledgers.write_leaderboard(ledger, objectives)
                     if not bar.disable:
-                        bar.write(_line(trial, objectives))
+                        bar.write(_line(trial, objectives), file=sys.stderr)
                 _show(bar, plan, ledger, objectives)
                 plan.tick()
                 if received:
@@ -118,8 +118,17 @@ def run(plan: Plan, task: Task, ledger: Ledger, limits: Limits, objectives: Obje
             pool.stop()
             raise
         finally:
-            ledgers.write_leaderboard(ledger, objectives)
-            sweep_report.write(ledger, objectives)
+            shutil.rmtree(compiled, ignore_errors=True)
+            _write_tables(ledger, objectives)
+
+
+def _write_tables(ledger: Ledger, objectives: Objectives) -> None:
+    """Write the leaderboard and the page; that one cannot be written does not hide how the sweep ended."""
+    try:
+        ledgers.write_leaderboard(ledger, objectives)
+        sweep_report.write(ledger, objectives)
+    except (OSError, ConfigError) as error:
+        log.error("the tables of the sweep cannot be written: %s", error)
 
 
 def _line(trial: Trial, objectives: Objectives) -> str:
@@ -148,10 +157,19 @@ def _show(bar: Any, plan: Plan, ledger: Ledger, objectives: Objectives) -> None:
 
 
 def limits_of(config: DictConfig) -> Limits:
-    """Return what `hydra.launcher` says; where it does not say how many, a trial for each core runs."""
-    section = config.hydra.launcher
-    n_jobs = section.n_jobs or len(os.sched_getaffinity(0))
-    return Limits(n_jobs, section.timeout_secs, section.memory_limit_mb)
+    """Return what `hydra.launcher` says; where it does not say how many, a trial for each core runs.
+
+    Raises:
+        ConfigError: With what it may not say.
+    """
+    problems: list[str] = []
+    values = {str(key): value for key, value in config.hydra.launcher.items() if not str(key).startswith("_")}
+    if values.get("n_jobs") is None:
+        values["n_jobs"] = len(os.sched_getaffinity(0))
+    bound = bind(Limits, values, "hydra.launcher.", problems)
+    if problems:
+        raise ConfigError(problems)
+    return Limits(**bound)
 
 
 class _Listed:

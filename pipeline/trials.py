@@ -7,13 +7,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from omegaconf import DictConfig, open_dict
 
@@ -51,12 +51,13 @@ class Limits:
     Attributes:
         n_jobs: How many run at a time.
         timeout_secs: Time after which a trial is ended; `None` is none.
-        memory_limit_mb: Memory (resident) beyond which a trial is ended; `None` is none.
+        memory_limit_mb: Memory (resident) of one of its processes beyond which a trial is ended; `None` is
+            none.
     """
 
-    n_jobs: int
-    timeout_secs: float | None = None
-    memory_limit_mb: float | None = None
+    n_jobs: Annotated[int, ">= 1"]
+    timeout_secs: Annotated[float, "> 0"] | None = None
+    memory_limit_mb: Annotated[float, "> 0"] | None = None
 
 
 @dataclass
@@ -67,12 +68,14 @@ class Pool:
         ledger: Where they are written down.
         limits: What they may take.
         decide: Asked after every epoch of a trial.
+        received: Signals received: a trial that ends without a result then was interrupted.
         compiled: A directory for what XLA compiles: trials whose steps are the same compile once.
     """
 
     ledger: Ledger
     limits: Limits
     decide: Decision
+    received: Sequence[int]
     compiled: Path
     running: list[_Running] = field(default_factory=list)
 
@@ -158,6 +161,8 @@ class Pool:
             reason = f"longer than {self.limits.timeout_secs:g} s"
         elif state == ledgers.OUT_OF_MEMORY:
             reason = f"more than {self.limits.memory_limit_mb:g} MB"
+        elif result is None and self.received:
+            state = ledgers.INTERRUPTED
         elif result is None and code < 0:
             state, reason = ledgers.KILLED, signal.Signals(-code).name
         elif result is None or result.code not in (DONE, MISMATCH):
@@ -188,18 +193,23 @@ class Pool:
         """End every trial that runs; the ledger calls them interrupted."""
         for one in self.running:
             one.process.terminate()
-        for one in list(self.running):
+        ended = list(self.running)
+        for one in ended:
             self._end(one)
-            self.running.remove(one)
+        self.running.clear()
+        for one in ended:
             seconds = round(time.monotonic() - one.started, 3)
             self.ledger.write(replace(one.trial, state=ledgers.INTERRUPTED, seconds=seconds))
 
 
-def _resident_mb(pid: int | None) -> float:
+def _resident_mb(pid: object) -> float:
+    """Return the memory of a process, or of one of those it started if that is more."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES / 1e6
+        mine = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES / 1e6
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except (OSError, IndexError):
         return 0.0
+    return max([mine, *map(_resident_mb, children)])
 
 
 def run_trial(

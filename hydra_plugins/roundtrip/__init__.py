@@ -1,1 +1,1 @@
-"""Plugins that Hydra finds by itself: the launcher of sweeps."""
+"""Plugins that Hydra finds by itself: the launcher of sweeps, the sweeper of searches."""

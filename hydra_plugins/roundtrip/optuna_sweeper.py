@@ -20,7 +20,7 @@ SAMPLERS: dict[str, dict[str, Any]] = {
         "warn_independent_sampling": False,  # of choices, which it leaves to chance
     },
     "random": {"_target_": "optuna.samplers.RandomSampler"},
-    "grid": {"_target_": "optuna.samplers.GridSampler"},
+    "grid": {"_target_": "pipeline.search.Grid"},
     "nsga2": {"_target_": "optuna.samplers.NSGAIISampler", "population_size": 10},
 }
 PRUNERS: dict[str, dict[str, Any]] = {

@@ -30,17 +30,18 @@ from pipeline import search as searches
 from pipeline.binding import ConfigError
 from pipeline.composition import plain_values
 from pipeline.ledger import Ledger, Trial
-from pipeline.search import Options, Search, Space
+from pipeline.search import Grid, Options, Search, Space
 from tests.conftest import Command
 
 LOSS = [("loss", "minimize")]
-SAMPLERS = {
+SAMPLERS: dict[str, Any] = {
     "tpe": functools.partial(optuna.samplers.TPESampler, n_startup_trials=3),
     "cmaes": functools.partial(
         optuna.samplers.CmaEsSampler, n_startup_trials=2, warn_independent_sampling=False
     ),
     "random": functools.partial(optuna.samplers.RandomSampler),
     "nsga2": functools.partial(optuna.samplers.NSGAIISampler, population_size=3),
+    "grid": functools.partial(Grid),
 }
 
 
@@ -49,6 +50,7 @@ def space_of(*overrides: str) -> Space:
 
 
 SPACE = space_of("x=interval(-2, 2)", "n=int(interval(1, 8))", "c=a,b", "fixed=3")
+COUNTED = space_of("x=range(0, 3)", "n=1,2", "c=a,b")
 
 
 def options(**changes: Any) -> Options:
@@ -69,20 +71,20 @@ def open_search(directory: Path, space: Space = SPACE, **changes: Any) -> Search
     """Return what `search.sweep` makes of options, with a configuration that is the overrides alone."""
     chosen = options(**changes)
     objectives = chosen.params.get("objectives", LOSS)
-    directory.mkdir(parents=True, exist_ok=True)
-    study = searches.open_study(chosen, space, objectives, "identity", directory)
-    total = chosen.n_trials
-    if chosen.is_grid:
-        total = min(total, math.prod(map(len, searches.grid_of(space).values())))
+    ledger = Ledger(directory)
 
     def compose(overrides: list[str]) -> DictConfig:
         values = dict(override.split("=", 1) for override in overrides)
         return OmegaConf.create({**values, "hydra": {"overrides": {"task": overrides}}})
 
-    with Ledger(directory).locked():
-        return Search(
-            study, space, compose, Ledger(directory), objectives, total, chosen.grace_secs, chosen.is_grid
-        )
+    with ledger.locked():
+        sampler = searches.make_sampler(chosen, space)
+        study, storage = searches.open_study(chosen, sampler, objectives, directory)
+        searches.check_study(study, space, objectives, "configuration")
+        sampler.trials = functools.partial(study.get_trials, deepcopy=False)
+        total = len(sampler) if isinstance(sampler, Grid) else chosen.n_trials
+        is_shared = chosen.storage is not None
+        return Search(study, storage, space, compose, ledger, objectives, total, chosen.grace_secs, is_shared)
 
 
 def started(search: Search) -> Trial | None:
@@ -116,9 +118,15 @@ def end(search: Search, trial: Trial, **changes: Any) -> None:
 def work(search: Search, most: float = math.inf) -> int:
     """Run trials one after the other; return how many."""
     count = 0
-    while count < most and (trial := started(search)) is not None:
-        end(search, trial)
-        count += 1
+    while count < most and not search.is_complete():
+        known = len(search.study.trials)
+        trial = started(search)
+        is_waiting = any(one.state == TrialState.WAITING for one in search.study.trials)
+        if trial is None and not is_waiting and len(search.study.trials) == known:
+            break
+        if trial is not None:
+            end(search, trial)
+            count += 1
     return count
 
 
@@ -179,6 +187,7 @@ class TestSpace:
             ("a=tag(log, interval(0, 1))", r"a must state values that can be searched. a=tag\(log"),
             ("a=interval(2, 1)", "a must state values"),
             ("a=range(1, 1)", "the range is empty"),
+            ("a=tag(log, range(1, 9))", "only an interval can be logarithmic"),
             ("a=1", "A search needs a key with several values"),
         ],
     )
@@ -197,17 +206,26 @@ class TestSpace:
 
 class TestOneProcess:
     @pytest.mark.parametrize("sampler", list(SAMPLERS))
-    def test_a_search_that_was_killed_comes_to_the_same(self, tmp_path: Path, sampler: str) -> None:
-        work(open_search(tmp_path / "whole", sampler=SAMPLERS[sampler], n_trials=12))
-        for most in (0, 3, 5):
-            broken = open_search(tmp_path / "broken", sampler=SAMPLERS[sampler], n_trials=12)
+    @pytest.mark.parametrize("in_ask", [False, True])
+    def test_a_search_that_was_killed_comes_to_the_same(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str, in_ask: bool
+    ) -> None:
+        """Killed while a trial runs, or while it is being asked for, with some values known or none."""
+        space = COUNTED if sampler == "grid" else SPACE
+        work(open_search(tmp_path / "whole", space, sampler=SAMPLERS[sampler], n_trials=12))
+        for turn, most in enumerate((0, 3, 5)):
+            broken = open_search(tmp_path / "broken", space, sampler=SAMPLERS[sampler], n_trials=12)
             work(broken, most)
-            assert started(broken) is not None, "and nobody hears of it again"
-        rest = open_search(tmp_path / "broken", sampler=SAMPLERS[sampler], n_trials=12)
+            if in_ask:
+                broken.study.ask(dict(list(space.distributions.items())[:turn]))
+            else:
+                while started(broken) is None:  # NSGA-II may ask for what is known.
+                    pass
+        rest = open_search(tmp_path / "broken", space, sampler=SAMPLERS[sampler], n_trials=12)
         work(rest)
         assert rest.is_complete()
         assert rest.num_ended == 12
-        if sampler in ("tpe", "random"):  # The others look at numbers, in which repeated trials count.
+        if sampler not in ("cmaes", "nsga2"):  # They look at numbers, in which repeated trials count.
             assert found(tmp_path / "broken") == found(tmp_path / "whole")
             assert len(set(found(tmp_path / "whole"))) == 12
 
@@ -252,9 +270,11 @@ class TestOneProcess:
     def test_values_that_were_tried_are_not_run_again(self, tmp_path: Path) -> None:
         search = open_search(tmp_path, space_of("c=a,b"), n_trials=6)
         count = 0
-        while (trial := started(search)) is not None:
-            end(search, trial, objective=1.0)
-            count += 1
+        while not search.is_complete():
+            trial = started(search)
+            if trial is not None:
+                end(search, trial, objective=1.0)
+                count += 1
         assert count == 2
         assert [trial.value for trial in search.study.trials] == [1.0] * 6
 
@@ -321,28 +341,77 @@ class TestSeveralProcesses:
         self, pair: Callable[..., tuple[Search, Search]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         one, two = pair(n_trials=1)
-        trial = started(one)
+        ask = two.study.ask
+        first: list[Trial | None] = []
+
+        def late(distributions: Any) -> optuna.Trial:
+            first.append(started(one))
+            return ask(distributions)
+
+        monkeypatch.setattr(two.study, "ask", late)
+        assert started(two) is None
+        (trial,) = first
         assert trial is not None
-        monkeypatch.setattr(searches, "sum", lambda counts: 0, raising=False)  # As it was before one asked.
-        monkeypatch.setattr(searches, "place_of", lambda number, trials: len(trials))
-        assert two._ask() is None
-        monkeypatch.undo()
         end(one, trial)
         assert two.num_ended == 1
         assert two.study.trials[1].state == TrialState.FAIL
 
+    @pytest.mark.parametrize("dies", [False, True])
     def test_a_grid_is_gone_through_once(
-        self, pair: Callable[..., tuple[Search, Search]], tmp_path: Path
+        self,
+        pair: Callable[..., tuple[Search, Search]],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        dies: bool,
     ) -> None:
-        space = space_of("x=range(0, 3)", "n=1,2", "c=a,b")
-        one, two = pair(space, sampler=functools.partial(optuna.samplers.GridSampler), n_trials=50)
+        clock = [0.0]
+        monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+        one, two = pair(COUNTED, sampler=SAMPLERS["grid"], n_trials=3, grace_secs=6.0)
+        if dies:
+            one.study.ask({})  # And before it has any values, its process dies.
         running: list[tuple[Search, Trial]] = []
-        while not (one.is_complete() and two.is_complete()):
-            running += [(one_of, trial) for one_of in (one, two) if (trial := started(one_of)) is not None]
-            end(*running.pop(0))
+        workers = (two,) if dies else (one, two)
+        while not two.is_complete():
+            running += [(worker, trial) for worker in workers if (trial := started(worker)) is not None]
+            if running:
+                end(*running.pop(0))
+            clock[0] += 1.0
+            two.tick()
+            assert clock[0] < 60
         assert sorted([*found(tmp_path / "a"), *found(tmp_path / "b")]) == sorted(
             (f"x={x}", f"n={n}", f"c={c}") for x in range(3) for n in (1, 2) for c in "ab"
         )
+
+    def test_one_that_dies_while_it_asks_costs_no_trial(
+        self, pair: Callable[..., tuple[Search, Search]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock = [0.0]
+        monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+        one, two = pair(n_trials=3, grace_secs=6.0)
+        one.study.ask({})
+        assert work(two) == 2
+        for clock[0] in (10.0, 17.0):
+            two.tick()
+        assert work(two) == 1
+        assert two.is_complete()
+        assert two.num_ended == 3
+        assert len(set(found(two.ledger.directory))) == 3
+
+    def test_values_of_another_one_are_not_run_again(
+        self, pair: Callable[..., tuple[Search, Search]]
+    ) -> None:
+        one, two = pair(space_of("c=a,b"), n_trials=8)
+        for _ in range(2):
+            trial = started(one)
+            assert trial is not None
+            end(one, trial, objective=float(trial.values["c"] == "a"))
+        values = {trial.params["c"] for trial in one.study.trials}
+        while not two.is_complete():
+            trial = started(two)
+            if trial is not None:
+                values.add(trial.values["c"])
+                end(two, trial, objective=0.0)
+        assert len(one.ledger.read()) + len(two.ledger.read()) == len(values)
 
     def test_what_a_dead_one_left_is_tried_again(
         self,
@@ -372,6 +441,10 @@ class TestSeveralProcesses:
         assert two.ledger.read()[-1].overrides == left.overrides
         assert two.num_ended == 2
         # It was not dead after all: what it has to say comes too late.
+        assert one.is_repeated(one.ledger.read()[0])
+        assert one.decide(left.number, 1, {"loss": 1.0}), "it need not go on"
+        clock[0] = 40.0
+        one.tick()
         end(one, left)
         assert one.study.trials[0].state == TrialState.FAIL
         assert two.num_ended == 2
@@ -381,7 +454,7 @@ class TestStudy:
     def test_of_another_search(self, tmp_path: Path) -> None:
         open_search(tmp_path)
         open_search(tmp_path, n_trials=99, sampler=SAMPLERS["tpe"], seed=4)
-        with pytest.raises(ConfigError, match="is of another search, or its configuration has changed"):
+        with pytest.raises(ConfigError, match="another search, or its configuration or data have changed"):
             open_search(tmp_path, space_of("y=1,2"))
 
     def test_that_cannot_be_reached(self, tmp_path: Path) -> None:
@@ -400,30 +473,45 @@ class TestStudy:
         with pytest.raises(ConfigError, match="pruner must be none where sweep.metric has several"):
             open_search(tmp_path, pruner=pruner, params=params)
 
-    def test_what_tells_configurations_apart(self) -> None:
-        space = space_of("optimizer.learning_rate=interval(0, 1)", "optimizer=adam,sgd", "model.units=1,2")
+    def test_a_sampler_that_does_not_take_its_options(self) -> None:
+        sampler = functools.partial(SAMPLERS["random"], sead=1)
+        with pytest.raises(ConfigError, match=r"hydra.sweeper.sampler must be what Optuna takes. .*sead"):
+            searches.make_sampler(options(sampler=sampler), SPACE)
 
-        def identity(**changes: Any) -> str:
+    def test_a_ledger_of_another_study_says_nothing_of_this_one(self, tmp_path: Path) -> None:
+        first = open_search(tmp_path, storage=f"sqlite:///{tmp_path}/a.db", study_name="s", seed=1)
+        assert work(first, 2) == 2
+        second = open_search(tmp_path, storage=f"sqlite:///{tmp_path}/b.db", study_name="s", seed=2)
+        asked = second.study.ask(dict(SPACE.distributions))
+        again = open_search(tmp_path, storage=f"sqlite:///{tmp_path}/b.db", study_name="s", seed=2)
+        assert again.study.trials[asked.number].state == TrialState.RUNNING
+
+    def test_what_tells_configurations_apart(self) -> None:
+        def identity(is_shared: bool = False, **changes: Any) -> str:
             values: dict[str, Any] = {
                 "model": {"units": 3, "depth": 1},
-                "optimizer": {"learning_rate": 0.1},
                 "data": {"_target_": "a", "path": "/here", "batch_size": 3},
                 "hydra": {"x": 1},
             }
             for key, value in changes.items():
                 section, _, name = key.partition("__")
                 values[section][name] = value
-            return searches.identity_of(OmegaConf.create(values), space)
+            corners = [OmegaConf.create({**values, "corner": number}) for number in range(2)]
+            return searches.identity_of(corners, is_shared=is_shared)
 
-        for same in (
-            {"model__units": 4},
-            {"optimizer__learning_rate": 3},
-            {"data__path": "/there"},
-            {"hydra__x": 2},
-        ):
-            assert identity(**same) == identity()
+        assert identity(hydra__x=2) == identity()
         for other in ({"model__depth": 2}, {"data__batch_size": 4}, {"data___target_": "b"}):
             assert identity(**other) != identity()
+            assert identity(True, **other) != identity(True)
+        assert identity(data__path="/there") != identity()
+        assert identity(True, data__path="/there") == identity(True)
+
+
+@pytest.mark.parametrize("pruner", ["hyperband", "none"])
+def test_no_two_trials_have_the_same_seed(tmp_path: Path, pruner: str) -> None:
+    made = optuna.pruners.HyperbandPruner(max_resource=9) if pruner == "hyperband" else None
+    work(open_search(tmp_path, n_trials=20, pruner=made))
+    assert len(set(found(tmp_path))) == 20
 
 
 GRU = ["-m", "model=gru", "hydra/sweeper=optuna", "hydra.sweep.dir=sweep"]
@@ -470,6 +558,8 @@ class TestCommand:
             ([RATES.replace("1e-4", "0")], "optimizer.learning_rate must state values that can be searched"),
             ([RATES, "hydra/launcher=basic"], "needs hydra/launcher=forked, .* Received: basic"),
             ([RATES, "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials must be >= 1. Received: 0"),
+            ([RATES, "hydra.launcher.n_jobs=-1"], "hydra.launcher.n_jobs must be >= 1. Received: -1"),
+            ([RATES, "hydra/sweeper/sampler=grid"], "grid needs a choice.* for optimizer.learning_rate"),
             ([RATES, "model.unit=1,2"], "model.unit is not a key|Key 'unit' is not in struct"),
             (["optimizer=adam,sgdd"], "sgdd"),
             (["train.epochs=int(interval(-1, 3))"], "train.epochs must be >= 0. Received: -1"),

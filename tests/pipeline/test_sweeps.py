@@ -274,7 +274,7 @@ def test_a_trial_that_does_not_look_good_is_stopped(tmp_path: Path) -> None:
         seen.append((number, epoch, metrics["loss"]))
         return number == 0 and epoch == 3
 
-    pool = trials.Pool(Ledger(tmp_path), trials.Limits(2), decide, tmp_path)
+    pool = trials.Pool(Ledger(tmp_path), trials.Limits(2), decide, [], tmp_path)
     for number in range(2):
         pool.submit(Job(train, accept), configuration(tmp_path, value=number))
     ended = []
@@ -364,7 +364,7 @@ def test_a_run_that_does_not_look_good_is_not_exported(tmp_path: Path) -> None:
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("config", overrides, return_hydra_config=True)
     pool = trials.Pool(
-        Ledger(tmp_path), trials.Limits(1), lambda number, epoch, metrics: epoch == 3, tmp_path
+        Ledger(tmp_path), trials.Limits(1), lambda number, epoch, metrics: epoch == 3, [], tmp_path
     )
     pool.submit(Job(round_trip, check), config)
     ended = None
