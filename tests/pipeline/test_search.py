@@ -278,6 +278,23 @@ class TestOneProcess:
         assert count == 2
         assert [trial.value for trial in search.study.trials] == [1.0] * 6
 
+    def test_what_the_ledger_knows_is_not_run_again_without_the_study(self, tmp_path: Path) -> None:
+        assert work(open_search(tmp_path, n_trials=3)) == 3
+        (tmp_path / "study.db").unlink()
+        search = open_search(tmp_path, n_trials=3)
+        assert work(search) == 0
+        assert [trial.value for trial in search.study.trials] == [
+            trial.objective for trial in search.ledger.read()
+        ]
+
+    def test_a_trial_is_given_up_once(self, tmp_path: Path) -> None:
+        search = open_search(tmp_path)
+        assert started(search) is not None
+        (trial,) = search.study.trials
+        search._give_up(trial)
+        search._give_up(trial)
+        assert [one.state for one in search.study.trials] == [TrialState.FAIL, TrialState.WAITING]
+
     def test_a_mismatch_is_no_result_for_the_study(self, tmp_path: Path) -> None:
         search = open_search(tmp_path, n_trials=1)
         trial = started(search)

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from pipeline import ledger as ledgers
-from pipeline import sweeps, trials
+from pipeline import sweep_report, sweeps, trials
 from pipeline.binding import ConfigError
 from pipeline.command import Job, Result, StopRequested, register_resolvers
 from pipeline.ledger import Ledger, Trial
@@ -187,9 +187,32 @@ def test_on_a_terminal_each_trial_is_said_as_it_ends(
     monkeypatch.setattr(sweeps, "tqdm", lambda **options: tqdm(**options | {"disable": False}))
     launch(tmp_path, [{"kind": "good", "value": 3}, {"kind": "raise", "value": 1}], n_jobs=1)
     output = capsys.readouterr()
-    assert re.search(r"^trial 0  kind=good  value=3  loss 3  done  [\d.]+ s$", output.out, re.MULTILINE)
-    assert re.search(r"^trial 1 .*failed  RuntimeError: no luck", output.out, re.MULTILINE)
+    assert re.search(r"trial 0  kind=good  value=3  loss 3  done  [\d.]+ s\n", output.err)
+    assert re.search(r"trial 1 .*failed  RuntimeError: no luck", output.err)
     assert "best 3 (trial 0)" in output.err
+    assert output.out.startswith("trial   kind"), "only the table is for whoever reads the output"
+
+
+def test_a_page_that_cannot_be_written_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(sweep_report, "write", fail)
+    (job,) = launch(tmp_path, [{"kind": "good", "value": 3}])
+    assert job.return_value == 3.0
+    assert "the tables of the sweep cannot be written: no space left on device" in caplog.text
+
+
+def test_a_trial_that_a_signal_stopped_has_not_failed(tmp_path: Path) -> None:
+    pool = trials.Pool(
+        Ledger(tmp_path), trials.Limits(1), lambda *arguments: False, [signal.SIGINT], tmp_path
+    )
+    pool.submit(behave, configuration(tmp_path, kind="raise"))
+    while pool.running:
+        pool.wait()
+    assert states(tmp_path) == ["interrupted"]
 
 
 def test_of_two_equal_jobs_one_runs(tmp_path: Path) -> None:
