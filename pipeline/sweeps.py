@@ -67,7 +67,7 @@ class Plan(Protocol):
         """Take note of what became of a trial."""
 
     def tick(self) -> None:
-        """Do what has to be done from time to time: this is called a few times a second."""
+        """Do what has to be done from time to time: called after each look at the trials."""
 
 
 def objectives_of(config: DictConfig) -> Objectives:
