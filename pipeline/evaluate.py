@@ -140,8 +140,8 @@ def evaluate(batch: Batch) -> int:
     match = all(verified.match for _, verified in labelled)
     if labelled:
         _print_tables(labelled, is_sweep=batch.is_sweep)
-        verdict = f"verdict: {'match' if match else 'mismatch'}    "
-        print(verdict + (f"runs: {len(conclusions)}" if batch.is_sweep else conclusions[0]), flush=True)
+        where = f"runs: {len(conclusions)}" if batch.is_sweep else conclusions[0]
+        print(f"verdict: {'match' if match else 'mismatch'}    {where}", flush=True)
     if problems:
         raise ConfigError(problems)
     return command.DONE if match else command.MISMATCH
@@ -181,9 +181,8 @@ def _restore(request: Request, dataset: Dataset) -> tuple[list[tuple[str, Verifi
     if request.trial is not None:
         labelled = [(f"{request.trial}/{label}", row) for label, row in labelled]
     conclusion = f"receipt: {run.verification}    page: {run.report}"
-    verdict = "match" if all(row.match for _, row in labelled) else "mismatch"
-    if receipt["verdict"] != verdict:
-        conclusion += f"\ntogether with what was verified earlier: {receipt['verdict']}"
+    if receipt["verdict"] != ("match" if all(row.match for _, row in labelled) else "mismatch"):
+        conclusion = f"with what was verified earlier: {receipt['verdict']}    {conclusion}"
     return labelled, conclusion
 
 
