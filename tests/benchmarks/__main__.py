@@ -16,7 +16,7 @@ from tests.benchmarks.training_speed import ROWS
 TRAINING = "training_speed"
 OTHERS = {"evaluation": "batch_evaluation", "predictor": "predictor_latency"}
 LONG = {"sweep": "sweep", "search": "search"}
-"""Those that are run by name only: they take 5 and 12 minutes."""
+"""Those that are run by name only: they take 5 and 15 minutes."""
 
 
 def commands(rows: str) -> list[list[str]]:
