@@ -470,6 +470,7 @@ def test_a_signal_stops_cleanly(number: signal.Signals, on_interrupt: str, code:
 
 def test_ctrl_c_stops_a_whole_sweep(tmp_path: Path) -> None:
     arguments = ["-m", "model=dense", "train.epochs=100000", "seed=0,1", "hydra.sweep.dir=sweep"]
+    arguments.append("hydra.launcher.n_jobs=1")
     process = start(arguments, tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_for_rows(process, tmp_path / "sweep" / "0" / "metrics.jsonl")
     process.send_signal(signal.SIGINT)

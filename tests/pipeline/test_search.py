@@ -287,6 +287,18 @@ class TestOneProcess:
             trial.objective for trial in search.ledger.read()
         ]
 
+    def test_what_was_done_at_the_third_attempt_is_done(self, tmp_path: Path) -> None:
+        for _ in range(2):
+            assert started(open_search(tmp_path, n_trials=1)) is not None, "and then it is killed"
+        search = open_search(tmp_path, n_trials=1)
+        first, second = search.ledger.read()
+        assert not search.is_repeated(first)
+        assert work(search) == 1
+        assert search.is_repeated(first)
+        assert search.is_repeated(second)
+        assert not search.is_repeated(search.ledger.read()[2])
+        assert search.num_ended == 1
+
     def test_a_trial_is_given_up_once(self, tmp_path: Path) -> None:
         search = open_search(tmp_path)
         assert started(search) is not None
