@@ -264,7 +264,7 @@ class Grid(BaseSampler):
 
 
 def place_of(number: int, trials: Sequence[FrozenTrial]) -> int:
-    """Return how many trials come before one, without those that repeat or take the place of another."""
+    """Return how many trials come before one, without repetitions and those whose place another takes."""
     return sum(
         trial.number < number
         and RETRIES not in trial.user_attrs

@@ -223,6 +223,7 @@ def run_trial(
 
     TensorFlow reads the flags of XLA when it starts; the fork server has only imported it.
     """
+    from hydra import version
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.utils import run_job, setup_globals
 
@@ -236,6 +237,7 @@ def run_trial(
     os.dup2(output, 2)
     cache = f"--tf_xla_persistent_cache_directory={compiled}"
     os.environ["TF_XLA_FLAGS"] = f"{os.environ.get('TF_XLA_FLAGS', '')} {cache}".lstrip()
+    version.setbase("1.3")  # Of this process, too: without, Hydra changes the working directory.
     setup_globals()
     register_resolvers()
     HydraConfig.instance().set_config(config)

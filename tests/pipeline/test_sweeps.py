@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.conf import HydraConf
@@ -364,6 +365,14 @@ def test_a_sweep_that_was_killed_goes_on(command: Command, tmp_path: Path) -> No
     ]
     assert results[0] == results[1]
     assert len(results[0]) == 3
+
+
+def test_a_relative_path_is_that_of_the_command(command: Command, tmp_path: Path) -> None:
+    numbers = np.arange(8, dtype=np.float32)[:, np.newaxis]
+    np.savez(tmp_path / "mine.npz", feature=np.repeat(numbers, 2, axis=1), target=2 * numbers)
+    arguments = ["model=dense", "data=npz", "data.path=mine.npz", "data.batch_size=2", "train.epochs=1"]
+    command("pipeline", "-m", *arguments, "seed=0,1", "hydra.sweep.dir=sweep")
+    assert "UserWarning" not in (tmp_path / "sweep" / "0" / "output.log").read_text()
 
 
 def test_a_trial_that_fails_makes_the_sweep_fail(command: Command, tmp_path: Path) -> None:
