@@ -30,10 +30,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from pipeline import processes
 from pipeline.binding import ConfigError
-from pipeline.composition import CONF, HYDRA_ERRORS, compose_and_check, hydra_app, in_one_line
+from pipeline.composition import CONF, HYDRA_ERRORS, compose_and_check, help_text, hydra_app, in_one_line
 
 DONE, FAILED, BAD_INPUT, MISMATCH = 0, 1, 2, 3
-HYDRA_FLAGS = ("help", "hydra_help", "cfg", "info", "shell_completion")
+HYDRA_FLAGS = ("hydra_help", "cfg", "info", "shell_completion")
 """Flags that ask Hydra for something other than a job."""
 
 log = logging.getLogger(__name__)
@@ -159,6 +159,9 @@ def _run_job_or_sweep(
     overrides = list(arguments.overrides)
     failures: list[Exception] = []
     with hydra_app(arguments) as app:
+        if arguments.help:
+            print(help_text(app, name, overrides))
+            return DONE
         if not arguments.multirun:
             composed, checked = compose_and_check(app, name, overrides, check)
             if composed.hydra.mode != RunMode.MULTIRUN:

@@ -6,13 +6,17 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import IConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -79,21 +83,46 @@ def compose_and_check(
     Raises:
         ConfigError: With every override that does not fit, and all that is wrong with the rest.
     """
+    composer = _Composer(app, config_name)
     try:
-        composed = _try_compose(app, config_name, overrides)
+        composed = composer.compose(overrides)
     except COMPOSE_ERRORS as error:
-        accepted, problems = _explain_each(app, config_name, overrides)
+        accepted, problems = _explain_each(composer, overrides)
         if not problems:
             raise ConfigError([in_one_line(error)]) from error
         try:
-            check(_try_compose(app, config_name, accepted))
+            check(composer.compose(accepted))
         except ConfigError as other:
             problems += other.problems
         raise ConfigError(problems) from error
     return composed, check(composed)
 
 
-def _try_compose(app: Hydra, config_name: str, overrides: Sequence[str]) -> DictConfig:
+class _Composer:
+    """Composes a configuration with different overrides, each of them once: it takes a tenth of a second."""
+
+    def __init__(self, app: Hydra, config_name: str) -> None:
+        self.app = app
+        self.config_name = config_name
+        self.failed: dict[tuple[str, ...], Exception] = {}
+        self.composed: dict[tuple[str, ...], DictConfig] = {}
+
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """Compose; raise what Hydra raises."""
+        key = tuple(overrides)
+        if key in self.failed:
+            raise self.failed[key]
+        if key not in self.composed:
+            try:
+                self.composed[key] = compose(self.app, self.config_name, overrides)
+            except COMPOSE_ERRORS as error:
+                self.failed[key] = error
+                raise
+        return self.composed[key]
+
+
+def compose(app: Hydra, config_name: str, overrides: Sequence[str]) -> DictConfig:
+    """Compose a configuration, its `hydra` section included."""
     return app.compose_config(
         config_name=config_name,
         overrides=list(overrides),
@@ -102,7 +131,7 @@ def _try_compose(app: Hydra, config_name: str, overrides: Sequence[str]) -> Dict
     )
 
 
-def _explain_each(app: Hydra, config_name: str, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+def _explain_each(composer: _Composer, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the overrides that fit, and a sentence for each that fails when added to them.
 
     Choices of a group come first, because they decide which keys exist.
@@ -110,7 +139,7 @@ def _explain_each(app: Hydra, config_name: str, overrides: Sequence[str]) -> tup
 
     def is_group(override: str) -> bool:
         key = override.lstrip("+~").partition("=")[0]
-        return bool(_options(app, key))
+        return bool(_options(composer.app, key))
 
     problems: list[str] = []
     accepted: list[str] = []
@@ -118,10 +147,10 @@ def _explain_each(app: Hydra, config_name: str, overrides: Sequence[str]) -> tup
     def try_all(candidates: Sequence[str]) -> None:
         """Accept the candidates that fit, halving them, since most do and composing takes time."""
         try:
-            _try_compose(app, config_name, [*accepted, *candidates])
+            composer.compose([*accepted, *candidates])
         except COMPOSE_ERRORS as error:
             if len(candidates) == 1:
-                problems.append(_explain(app, config_name, accepted, candidates[0], error))
+                problems.append(_explain(composer, accepted, candidates[0], error))
             else:
                 half = len(candidates) // 2
                 try_all(candidates[:half])
@@ -134,7 +163,7 @@ def _explain_each(app: Hydra, config_name: str, overrides: Sequence[str]) -> tup
     return accepted, problems
 
 
-def _explain(app: Hydra, config_name: str, accepted: Sequence[str], override: str, error: Exception) -> str:
+def _explain(composer: _Composer, accepted: Sequence[str], override: str, error: Exception) -> str:
     said = in_one_line(error)
     try:
         parsed = OverridesParser.create().parse_override(override)
@@ -144,13 +173,13 @@ def _explain(app: Hydra, config_name: str, accepted: Sequence[str], override: st
     key = parsed.key_or_group
     if parsed.is_sweep_override():
         return f"{override} names several values. Add --multirun (-m) to run them all."
-    if options := _options(app, key):
+    if options := _options(composer.app, key):
         value: Any = parsed.value()
         chosen = value if isinstance(value, list) else [value]
         bad = [value for value in chosen if value not in options]
         return unknown(key, ", ".join(map(str, bad)), options) if bad else said
     try:
-        known = _try_compose(app, config_name, accepted)
+        known = composer.compose(accepted)
     except COMPOSE_ERRORS:
         return said
     *parents, _ = key.split(".")
@@ -169,5 +198,33 @@ def in_one_line(error: BaseException) -> str:
 
 
 def _options(app: Hydra, group: str) -> list[str]:
-    options = app.config_loader.get_group_options(group, ObjectType.CONFIG)
-    return [str(option) for option in options]
+    """Return the choices of a group; none if it is not one."""
+    return [str(option) for option in _repository(app).get_group_options(group)]
+
+
+def _repository(app: Hydra) -> IConfigRepository:
+    """Return what knows the groups; its loader would copy it, with all that it holds, for each question."""
+    assert isinstance(app.config_loader, ConfigLoaderImpl)
+    return app.config_loader.repository
+
+
+def _groups(app: Hydra, parent: str = "") -> Iterator[str]:
+    for name in _repository(app).get_group_options(parent, ObjectType.GROUP):
+        group = f"{parent}/{name}" if parent else name
+        if group != "hydra":
+            yield group
+            yield from _groups(app, group)
+
+
+def help_text(app: Hydra, config_name: str, overrides: Sequence[str]) -> str:
+    """Return the help of a command: the template in its configuration, filled in as Hydra does."""
+    composed = compose(app, config_name, overrides)
+    HydraConfig.instance().set_config(composed)
+    choices = {group: sorted(_options(app, group)) for group in sorted(_groups(app))}
+    keys = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    return Template(composed.hydra.help.template).substitute(
+        APP_CONFIG_GROUPS="".join(
+            f"{group}: {', '.join(names)}\n" for group, names in choices.items() if names
+        ),
+        CONFIG=OmegaConf.to_yaml(keys),
+    )

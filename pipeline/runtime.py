@@ -35,8 +35,6 @@ def start_tensorflow(*, seed: int, deterministic: bool) -> None:
             tf.config.experimental.enable_op_determinism()
         tf.keras.utils.set_random_seed(seed)
         tf.zeros([])  # opens the devices, which has its own notes to write
-    for name in ("tensorflow", "absl"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
@@ -54,6 +52,8 @@ def import_tensorflow() -> None:
     with held_back_stderr(), _no_garbage_collection():
         import keras  # noqa: F401
         import tensorflow as tf  # noqa: F401
+    for name in ("tensorflow", "absl"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager

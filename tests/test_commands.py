@@ -332,6 +332,12 @@ class TestMistakes:
             assert completed.stdout
         assert not list(tmp_path.iterdir())
 
+    def test_help_lists_the_choices_and_the_keys(self, command: Command) -> None:
+        stdout = command("pipeline", "--help", "model=dense").stdout
+        assert "\nmodel: char_lstm, dense, gru, mnist_cnn\n" in stdout
+        assert "\n  _target_: models.dense.DenseRegressor\n" in stdout
+        assert "hydra:" not in stdout
+
     def test_a_run_directory_in_use_is_left_as_it_was(self, finished: Finished, command: Command) -> None:
         run, _ = finished.of(CASES[0])
         before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}

@@ -41,6 +41,6 @@ def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
     Raises:
         ConfigError: A file is missing or damaged.
     """
-    from pipeline import checkpoints
+    from pipeline import sessions
 
-    return checkpoints.open_graph(directory).signatures
+    return sessions.load(directory)

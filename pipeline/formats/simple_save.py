@@ -14,7 +14,6 @@ from pathlib import Path
 import tensorflow as tf
 
 from pipeline import sessions
-from pipeline.binding import ConfigError
 from pipeline.evaluation import Signature
 from pipeline.formats.base import Source, Traits
 
@@ -42,9 +41,4 @@ def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
     Raises:
         ConfigError: A file is missing or damaged.
     """
-    try:
-        session = v1.Session(graph=tf.Graph())
-        meta = v1.saved_model.load(session, [v1.saved_model.tag_constants.SERVING], str(directory))
-        return sessions.signatures_of(session, meta.signature_def)
-    except Exception as error:  # Whatever the damaged bytes lead the loader into.
-        raise ConfigError([f"{directory} must be whole. Loading it failed: {error}"]) from error
+    return sessions.load(directory)

@@ -52,6 +52,14 @@ class Page(HTMLParser):
     def classes(self, tag: str) -> list[str]:
         return [str(attributes.get("class")) for name, attributes in self.tags if name == tag]
 
+    def assert_needs_nothing_but_itself(self) -> None:
+        assert self.source.startswith("<!doctype html>\n<html")
+        assert self.source.isascii()
+        assert "http" not in self.source
+        assert "url(" not in self.source
+        assert "@import" not in self.source
+        assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in self.tags}
+
 
 def metric(logged: float, restored: float | str | None = None, *, match: bool = True) -> dict[str, Any]:
     restored = logged if restored is None else restored
@@ -160,12 +168,7 @@ def run(tmp_path: Path) -> Run:
 
 def test_the_page_needs_nothing_but_itself(run: Run) -> None:
     page = run.write()
-    assert page.source.startswith("<!doctype html>\n<html")
-    assert page.source.isascii()
-    assert "http" not in page.source
-    assert "url(" not in page.source
-    assert "@import" not in page.source
-    assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in page.tags}
+    page.assert_needs_nothing_but_itself()
     assert not [name for _, attributes in page.tags for name in attributes if name in ("src", "href")]
 
 
