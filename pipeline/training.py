@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -137,12 +138,12 @@ class Training:
         steps = self.compile().steps
         test = _tensors(self.dataset.test)
         with EventWriter(self.run.tensorboard) as events, _bar(self.epochs, "epoch") as bar:
-            self._finish_epoch(0, None, test, events)
+            self.finish_epoch(0, None, test, events)
             for epoch in range(1, self.epochs + 1):
                 losses = self.train_epoch(epoch, steps, events)
                 if losses is None:
                     return False
-                metrics = self._finish_epoch(epoch, _mean(losses), test, events)
+                metrics = self.finish_epoch(epoch, _mean(losses), test, events)
                 bar.update()
                 bar.set_postfix({name: f"{value:.4g}" for name, value in metrics.items()})
                 stop = on_epoch is not None and on_epoch(epoch, metrics)
@@ -200,7 +201,16 @@ class Training:
                 first = last
         return np.concatenate(losses)
 
-    def _finish_epoch(
+    def write_checkpoint(self, prefix: Path) -> None:
+        """Write the model's and the optimizer's variables."""
+        # By position, too: an optimizer names its slots after variables, whose names need not differ.
+        slots = {
+            f"{position}/{variable.path}": variable.value
+            for position, variable in enumerate(self.optimizer.variables)
+        }
+        checkpoints.write_checkpoint(prefix, {"weights": self.built.weights, "optimizer": slots})
+
+    def finish_epoch(
         self, epoch: int, train_loss: float | None, test: Arrays, events: EventWriter
     ) -> dict[str, float]:
         """Evaluate through the exported signature, then checkpoint, then log; return the metrics."""
@@ -209,7 +219,7 @@ class Training:
             if not math.isfinite(value):
                 raise NonFiniteLoss(f"test/{name} must be finite. Received: {value} after epoch {epoch}.")
         prefix = self.run.checkpoint(epoch)
-        self._write_checkpoint(prefix)
+        self.write_checkpoint(prefix)
         train = None if train_loss is None else {"loss": train_loss}
         relative = str(prefix.relative_to(self.run.path))
         self.run.append_row(Row(epoch, self._step(), train, metrics, relative))
@@ -219,15 +229,7 @@ class Training:
 
     def _keep_interrupted(self) -> None:
         """Keep the variables of an unfinished epoch, beside the checkpoints of whole ones."""
-        self._write_checkpoint(self.run.path / "checkpoints" / f"step-{self._step():08d}")
-
-    def _write_checkpoint(self, prefix: Any) -> None:
-        # By position, too: an optimizer names its slots after variables, whose names need not differ.
-        slots = {
-            f"{position}/{variable.path}": variable.value
-            for position, variable in enumerate(self.optimizer.variables)
-        }
-        checkpoints.write_checkpoint(prefix, {"weights": self.built.weights, "optimizer": slots})
+        self.write_checkpoint(self.run.path / "checkpoints" / f"step-{self._step():08d}")
 
     def _check_finite(self, losses: np.ndarray) -> None:
         bad = np.flatnonzero(~np.isfinite(losses))

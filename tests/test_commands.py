@@ -332,6 +332,21 @@ class TestMistakes:
             assert completed.stdout
         assert not list(tmp_path.iterdir())
 
+    @pytest.mark.parametrize(("arguments", "budget"), [(["--help"], 120), (["train.epoch=3"], 220)])
+    def test_start_imports_little(self, arguments: list[str], budget: int) -> None:
+        """A module takes about a millisecond; seconds would be noise."""
+        hydra = "import sys, hydra; print(len(sys.modules))"
+        counted = NO_TENSORFLOW.replace("sys.exit(code)", "print(len(sys.modules))")
+        numbers = [
+            int(
+                subprocess.check_output(
+                    [sys.executable, "-c", *code], text=True, stderr=subprocess.DEVNULL
+                ).split()[-1]
+            )
+            for code in ([hydra], [counted, *arguments])
+        ]
+        assert numbers[1] - numbers[0] <= budget
+
     def test_help_lists_the_choices_and_the_keys(self, command: Command) -> None:
         stdout = command("pipeline", "--help", "model=dense").stdout
         assert "\nmodel: char_lstm, dense, gru, mnist_cnn\n" in stdout

@@ -9,16 +9,12 @@ A  `python -m pipeline.evaluate run_dir=RUN epochs=all format=checkpoint`, one p
 B  ten bare evaluations plus one start: a process that starts TensorFlow, reads the data and loads the
    graph once, then swaps in the variables of each epoch and calls `evaluate` batch by batch
 C  `python -m pipeline.evaluate run_dir=RUN epochs=N format=checkpoint`, a process for each epoch
-
-What is printed is the median over the turns with its range, and the ratios of medians.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,6 +23,9 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+
+from tests.benchmarks import results
+from tests.benchmarks.results import Line, Ratio, Table
 
 ROOT = Path(__file__).parents[2]
 NUM_EPOCHS = 10  # with epoch 0, which is before training
@@ -117,34 +116,26 @@ def measure(run_dir: Path, repeats: int) -> list[list[float]]:
     return seconds
 
 
-def main() -> None:
-    """Train a run, measure, and print a table."""
-    parser = argparse.ArgumentParser(description="Batch evaluation of ten epochs, side by side.")
-    parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
-    data = "MNIST" if os.environ.get("MNIST_DIR") else "scikit-learn's digits (no MNIST_DIR)"
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; mnist_cnn on {data}")
-    print(f"evaluation of {NUM_EPOCHS} epochs, seconds: median (range)\n", flush=True)
+def main() -> int:
+    """Train a run and measure; return 1 if a target is missed."""
+    arguments = results.parser(__doc__, repeats=5).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
         train(run_dir)
         seconds = measure(run_dir, arguments.repeats)
-    names = ("A  one process", "B  bare, one start", "C  a process per epoch")
-    for name, times in zip(names, seconds, strict=True):
-        print(f"{name:24}{statistics.median(times):8.2f} ({min(times):.2f}-{max(times):.2f})")
-    ours, bare, one_by_one = map(statistics.median, seconds)
-    over, speedup = ours / bare, one_by_one / ours
-    print(f"\nA / B  {over:6.2f}   target at most {MAX_OVER_BARE:g}: {verdict(over <= MAX_OVER_BARE)}")
-    print(
-        f"C / A  {speedup:6.2f}   target at least {MIN_SPEEDUP:g}: {verdict(speedup >= MIN_SPEEDUP)}",
-        flush=True,
-    )
-
-
-def verdict(holds: bool) -> str:
-    """Return how a table says whether a target is met."""
-    return "yes" if holds else "no"
+    ours, bare, apart = map(statistics.median, seconds)
+    compared = [
+        [],
+        [Ratio(ours / bare, "x its time", at_most=MAX_OVER_BARE)],
+        [Ratio(apart / ours, "x as fast", at_least=MIN_SPEEDUP)],
+    ]
+    data = "MNIST" if os.environ.get("MNIST_DIR") else "scikit-learn's digits (no MNIST_DIR)"
+    row = f"mnist_cnn on {data}, {NUM_EPOCHS} epochs"
+    names = ("one process", "bare, one start", "a process per epoch")
+    lines = [Line(row, *found) for found in zip(names, seconds, compared, strict=True)]
+    note = "One process for all epochs is compared with each."
+    return results.show(Table("Batch evaluation", "seconds", lines, note), arguments.into)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

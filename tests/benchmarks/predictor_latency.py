@@ -3,15 +3,11 @@
     make bench ROWS=predictor
 
 One request of one number to the model `dense`, all in this process. Each predictor and the call that its
-runtime itself offers on the same file take turns (A B A B ...). What is printed is the median over the
-turns with its range, in microseconds.
+runtime itself offers on the same file take turns (A B A B ...).
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -25,6 +21,8 @@ from typing import Any
 import numpy as np
 
 from pipeline import predictor, runtime
+from tests.benchmarks import results
+from tests.benchmarks.results import Line, Ratio, Table
 
 ROOT = Path(__file__).parents[2]
 FORMATS = ("saved_model", "onnx", "tflite")
@@ -164,13 +162,28 @@ def check_answers(contenders: Sequence[Contender]) -> None:
         np.testing.assert_allclose(contender.call(), expected, rtol=1e-5, err_msg=contender.name)
 
 
-def main() -> None:
-    """Train a model, measure, and print a table."""
-    parser = argparse.ArgumentParser(description="Latency of a prediction, side by side.")
-    parser.add_argument("--repeats", type=int, default=7)
-    arguments = parser.parse_args()
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; a request of one number to")
-    print("the model dense, microseconds: median (range)\n", flush=True)
+def lines(groups: Sequence[tuple[Sequence[Contender], list[list[float]]]]) -> list[Line]:
+    """Return the contenders, beside loading, and the predictors beside their runtimes."""
+    loading = statistics.median(groups[0][1][0])
+    found = []
+    for contenders, turns in groups:
+        raw = statistics.median(turns[1])
+        for contender, usecs in zip(contenders, turns, strict=True):
+            median = statistics.median(usecs)
+            is_ours = contender.name.startswith("predictor")
+            ratios = [
+                Ratio(loading / median, "x as fast as loading", at_least=MIN_SPEEDUP if is_ours else None)
+            ]
+            if is_ours:
+                limit = MAX_FACTOR + MAX_EXTRA_USECS / raw
+                ratios.append(Ratio(median / raw, "x its runtime's time", at_most=limit))
+            found.append(Line("dense, one request of one number", contender.name, usecs, ratios))
+    return found
+
+
+def main() -> int:
+    """Train a model and measure; return 1 if a target is missed."""
+    arguments = results.parser(__doc__, repeats=7).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
         train(run_dir)
@@ -179,26 +192,8 @@ def main() -> None:
         slow, pairs = slow_ways(export_dir), [pair(name, export_dir) for name in FORMATS]
         check_answers([*slow, *(contender for both in pairs for contender in both)])
         groups = [(both, measure(both, arguments.repeats)) for both in (slow, *pairs)]
-    loading = statistics.median(groups[0][1][0])
-    target = f"<= {MAX_FACTOR:g} raw + {MAX_EXTRA_USECS:g}"
-    print(f"{'':26}{'microseconds':>34}{'faster than loading':>22}{'':>18}{target:>18}")
-    for contenders, turns in groups:
-        raw = statistics.median(turns[1])
-        for contender, usecs in zip(contenders, turns, strict=True):
-            median = statistics.median(usecs)
-            cell = f"{median:,.1f} ({min(usecs):,.1f}-{max(usecs):,.1f})"
-            row = f"{contender.name:26}{cell:>34}{loading / median:>21,.0f}x"
-            if contender.name.startswith("predictor"):
-                limit = MAX_FACTOR * raw + MAX_EXTRA_USECS
-                row += f"{f'>= {MIN_SPEEDUP:g}: ' + verdict(loading / median >= MIN_SPEEDUP):>18}"
-                row += f"{f'<= {limit:,.1f}: ' + verdict(median <= limit):>18}"
-            print(row, flush=True)
-
-
-def verdict(holds: bool) -> str:
-    """Return how a table says whether a target is met."""
-    return "yes" if holds else "no"
+    return results.show(Table("Prediction", "microseconds", lines(groups)), arguments.into)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -17,12 +16,15 @@ from tqdm import tqdm
 
 from pipeline import ledger as ledgers
 from pipeline.ledger import Ledger
+from tests.benchmarks import results
+from tests.benchmarks.results import Line, Ratio, Table
 
 EPOCHS = 8
 SAVED = 0.3
 LOSS = [("loss", "minimize")]
+OURS = "TPE, median pruner"
 SEARCHES = {
-    "TPE, median pruner": ["hydra/sweeper/sampler=tpe", "hydra/sweeper/pruner=median"],
+    OURS: ["hydra/sweeper/sampler=tpe", "hydra/sweeper/pruner=median"],
     "random": ["hydra/sweeper/sampler=random", "hydra/sweeper/pruner=none"],
 }
 
@@ -45,9 +47,8 @@ def search(arguments: list[str], num_trials: int, seed: int, directory: str) -> 
 
 
 def main() -> int:
-    """Run the searches in turn, and print what each came to; return 1 if a target is missed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5, help="seeds")
+    """Run the searches in turn; return 1 if a target is missed."""
+    parser = results.parser(__doc__, repeats=5)
     parser.add_argument("--trials", type=int, default=30, help="trials of a search")
     arguments = parser.parse_args()
     found: dict[str, list[tuple[float, int]]] = {name: [] for name in SEARCHES}
@@ -55,23 +56,24 @@ def main() -> int:
         for name, overrides in SEARCHES.items():
             with tempfile.TemporaryDirectory() as directory:
                 found[name].append(search(overrides, arguments.trials, seed, directory))
-    print(
-        f"the CNN on digits, {arguments.trials} trials of at most {EPOCHS} epochs, {arguments.repeats} seeds"
+    num_epochs = arguments.trials * EPOCHS * arguments.repeats
+    losses = {name: [loss for loss, _ in trials] for name, trials in found.items()}
+    saved = {name: 1 - sum(epochs for _, epochs in trials) / num_epochs for name, trials in found.items()}
+    ours, random = map(statistics.median, losses.values())
+    compared = [
+        [
+            Ratio(random / ours, "x as good as random search", at_least=1),
+            Ratio(saved[OURS], "of the epochs saved", at_least=SAVED),
+        ],
+        [],
+    ]
+    row = f"the CNN on digits, {arguments.trials} trials of at most {EPOCHS} epochs"
+    lines = [Line(row, *one) for one in zip(losses, losses.values(), compared, strict=True)]
+    by_seed = "; ".join(
+        f"{name}: {', '.join(f'{loss:.3f}' for loss in values)}" for name, values in losses.items()
     )
-    print(f"\n{'':20}{'best test loss by seed':>42}{'median':>10}{'epochs':>10}{'saved':>8}")
-    medians, shares = {}, {}
-    for name, results in found.items():
-        losses, epochs = zip(*results, strict=True)
-        medians[name] = statistics.median(losses)
-        by_seed = "".join(f"{loss:8.3f}" for loss in losses)
-        shares[name] = saved = 1 - sum(epochs) / (arguments.trials * EPOCHS * arguments.repeats)
-        print(f"{name:20}{by_seed:>42}{medians[name]:10.3f}{sum(epochs):10}{saved:8.0%}")
-    ours, random = medians.values()
-    saved, _ = shares.values()
-    is_better, is_cheaper = ours < random, saved >= SAVED
-    print(f"\nmedian better than random search's: {'yes' if is_better else 'no'}")
-    print(f"at least {SAVED:.0%} of the epochs saved: {'yes' if is_cheaper else 'no'}")
-    return int(not (is_better and is_cheaper))
+    note = f"By seed: {by_seed}."
+    return results.show(Table("Search", "best test loss", lines, note), arguments.into)
 
 
 if __name__ == "__main__":

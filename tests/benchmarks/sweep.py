@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -17,6 +16,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pipeline.ledger import Ledger
+from tests.benchmarks import results
+from tests.benchmarks.results import Line, Ratio, Table
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 TARGET = 3.0
@@ -58,25 +59,22 @@ def commands(num_trials: int, directory: Path) -> float:
 
 def main() -> int:
     """Run both in turn; return 1 if the target is missed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=1)
+    parser = results.parser(__doc__, repeats=1)
     parser.add_argument("--trials", type=int, default=20)
     arguments = parser.parse_args()
-    ratios = []
+    together, apart, memory = [], [], [0.0]
     for _ in tqdm(range(arguments.repeats), desc="turns", disable=None):
         with tempfile.TemporaryDirectory() as directory:
-            together, memory = sweep(arguments.trials, Path(directory))
-            apart = commands(arguments.trials, Path(directory))
-        ratios.append(apart / together)
-        print(f"{arguments.trials} trials of the GRU, 2 epochs each, {os.cpu_count()} cores, seconds")
-        print(f"one sweep            {together:8.1f}")
-        print(f"as many commands     {apart:8.1f}    {ratios[-1]:.2f} times the sweep's")
-        print(
-            f"memory of the sweep  {memory[0]:8.1f} MB after the first trial, {memory[-1]:.1f} MB at the end"
-        )
-    ratio = statistics.median(ratios)
-    print(f"\nmedian {ratio:.2f}    target at least {TARGET:g}: {'yes' if ratio >= TARGET else 'no'}")
-    return int(ratio < TARGET)
+            seconds, memory = sweep(arguments.trials, Path(directory))
+            together.append(seconds)
+            apart.append(commands(arguments.trials, Path(directory)))
+    ratio = Ratio(statistics.median(apart) / statistics.median(together), "x as fast", at_least=TARGET)
+    row = f"{arguments.trials} trials of the GRU, 2 epochs each"
+    lines = [Line(row, "one sweep", together), Line(row, "as many commands", apart, [ratio])]
+    note = (
+        f"The sweep's own memory: {memory[0]:.1f} MB after the first trial, {memory[-1]:.1f} MB at the end."
+    )
+    return results.show(Table("Sweep", "seconds", lines, note), arguments.into)
 
 
 if __name__ == "__main__":

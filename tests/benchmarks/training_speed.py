@@ -1,21 +1,25 @@
-"""Training speed, side by side: this pipeline, Keras `fit`, and the bare compiled step.
+"""Training speed, side by side: this pipeline, what users would pick instead, and the bare compiled step.
 
-    make bench              all rows, a few minutes
-    make bench ROWS=gru     one row
+    make bench ROWS=training    all models, a few minutes
+    make bench ROWS=gru         one model
 
 For each model the contenders train the same network on the same data with the same batch size, optimizer
-and number of threads, each in a process of its own, in turn (A B C A B C ...). What is printed is the
-median over the turns with its range, and the ratio of medians. The bare step is the compiled training
-step of this pipeline, called from Python on one constant batch: no data, no order, no progress.
+and number of threads, each in a process of its own, in turn (A B C A B C ...).
+
+pipeline                     with its log, its checkpoint of the epoch, and deterministic operations
+Keras fit                    as it is installed: what TensorFlow and Keras choose by themselves
+Keras fit, tuned             with oneDNN as the pipeline has, the faster of XLA and graph, 32 steps a call
+PyTorch, by index            batches taken from tensors in memory, if PyTorch is installed
+PyTorch, DataLoader          the usual way
+bare step                    the pipeline's compiled step, called from Python on one constant batch
 """
 
 from __future__ import annotations
 
-import argparse
+import importlib.util
 import multiprocessing
 import os
-import platform
-import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -35,22 +39,40 @@ from models.gru import GRUClassifier
 from models.mnist_cnn import MnistCNN
 from pipeline import runtime
 from pipeline.optimizers import Adam
+from tests.benchmarks import results
+from tests.benchmarks.peers import Epoch, keras_epoch, torch_epoch
+from tests.benchmarks.results import Line, Ratio, Table
 
 VOCABULARY = "".join(map(chr, range(32, 97)))  # 65 characters, as many as the usual corpus has
 
 
 @dataclass(frozen=True)
 class Row:
-    """A model with the data it trains on and how its step is compiled."""
+    """A model with the data it trains on and how its step is compiled.
+
+    Attributes:
+        model: The model.
+        dataset: Makes the data.
+        learning_rate: Of Adam.
+        use_xla: Whether XLA compiles the pipeline's step.
+        keras_xla: Whether it makes Keras faster.
+        over_keras: How many times faster than Keras `fit` the pipeline has to be.
+        over_torch: Than PyTorch.
+        over_bare: How much of the bare step's time it may take.
+    """
 
     model: Any
     dataset: Callable[[], Dataset]
     learning_rate: float
     use_xla: bool
+    keras_xla: bool
+    over_keras: float
+    over_torch: float
+    over_bare: float
 
 
-def images() -> Dataset:
-    """Return 6,000 random images: what an image shows makes no step slower."""
+def images(num_train: int = 6000, num_test: int = 100) -> Dataset:
+    """Return random images: what an image shows makes no step slower."""
     generator = np.random.default_rng(0)
 
     def split(num_rows: int) -> dict[str, Any]:
@@ -60,11 +82,11 @@ def images() -> Dataset:
             "labels": generator.integers(10, size=num_rows, dtype=np.uint8),
         }
 
-    return Dataset(train=split(6000), test=split(100), batch_size=100)
+    return Dataset(train=split(num_train), test=split(num_test), batch_size=100)
 
 
 def characters() -> Dataset:
-    """Return 8 batches of 16 streams x 100 random characters."""
+    """Return 24 batches of 16 streams x 100 random characters."""
     generator = np.random.default_rng(0)
 
     def split(num_rows: int) -> dict[str, Any]:
@@ -74,19 +96,31 @@ def characters() -> Dataset:
         }
 
     metadata = {"vocabulary": VOCABULARY}
-    return Dataset(train=split(128), test=split(16), batch_size=16, ordered=True, metadata=metadata)
+    return Dataset(train=split(384), test=split(16), batch_size=16, ordered=True, metadata=metadata)
 
 
 ROWS = {
-    "dense": Row(DenseRegressor(), Numbers(batch_size=20, count=20_000).load, 0.5, use_xla=False),
-    "gru": Row(GRUClassifier(), Sequences(num_train=6400).load, 1e-2, use_xla=True),
-    "mnist_cnn": Row(MnistCNN(), images, 1e-4, use_xla=False),
-    "char_lstm": Row(CharLSTM(), characters, 1e-2, use_xla=True),
-}
+    "dense": Row(
+        DenseRegressor(), Numbers(batch_size=20, count=50_000).load, 0.5,
+        use_xla=False, keras_xla=False, over_keras=10, over_torch=3, over_bare=1.1,
+    ),
+    "gru": Row(
+        GRUClassifier(), Sequences(num_train=6400).load, 1e-2,
+        use_xla=True, keras_xla=True, over_keras=6, over_torch=6, over_bare=1.1,
+    ),
+    "mnist_cnn": Row(
+        MnistCNN(), images, 1e-4,
+        use_xla=False, keras_xla=False, over_keras=2, over_torch=2, over_bare=1.05,
+    ),
+    "char_lstm": Row(
+        CharLSTM(), characters, 1e-2,
+        use_xla=True, keras_xla=False, over_keras=2, over_torch=1.1, over_bare=1.05,
+    ),
+}  # fmt: skip
 
 
-def pipeline_training(name: str, folder: Path) -> Any:
-    """Return the pipeline's training of a row, ready to compile."""
+def pipeline_training(name: str, folder: Path, dataset: Dataset | None = None) -> Any:
+    """Return the pipeline's training of a row, ready to compile, on its data or other."""
     from pipeline import training
     from pipeline.run import RunDirectory
 
@@ -95,7 +129,7 @@ def pipeline_training(name: str, folder: Path) -> Any:
     return training.prepare(
         RunDirectory(folder),
         row.model,
-        row.dataset(),
+        row.dataset() if dataset is None else dataset,
         Adam(learning_rate=row.learning_rate),
         epochs=1,
         seed=0,
@@ -106,17 +140,22 @@ def pipeline_training(name: str, folder: Path) -> Any:
     )
 
 
-def pipeline_epoch(name: str, folder: Path) -> Callable[[], object]:
-    """Return a function that trains an epoch as the pipeline does."""
+def pipeline_epoch(name: str, folder: Path) -> Epoch:
+    """Return a function that trains an epoch as the pipeline does, and checkpoints it."""
     from pipeline.events import EventWriter
 
     training = pipeline_training(name, folder)
     steps = training.compile().steps
     events = EventWriter(folder / "events")
-    return lambda: training.train_epoch(1, steps, events)
+
+    def epoch() -> None:
+        training.train_epoch(1, steps, events)
+        training.write_checkpoint(training.run.checkpoint(1))
+
+    return epoch
 
 
-def bare_epoch(name: str, folder: Path) -> Callable[[], object]:
+def bare_epoch(name: str, folder: Path) -> Epoch:
     """Return a function that calls the compiled step on one batch, as often as an epoch has steps."""
     import tensorflow as tf
 
@@ -137,73 +176,49 @@ def bare_epoch(name: str, folder: Path) -> Callable[[], object]:
     return epoch
 
 
-def keras_epoch(name: str, folder: Path) -> Callable[[], object]:
-    """Return a function that trains an epoch of the same network with Keras `fit`."""
-    import keras
-
-    row = ROWS[name]
-    dataset = row.dataset()
-    layers = keras.layers
-    labels = "labels"
-    features: Any
-    loss: Any = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    if name == "dense":
-        network = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
-        features, labels, loss = dataset.train["feature"], "target", "mse"
-    elif name == "gru":
-        network = keras.Sequential(
-            [
-                keras.Input((10, 30)),
-                layers.Bidirectional(layers.GRU(10, return_sequences=True)),
-                layers.GlobalAveragePooling1D(),
-                layers.Dense(5),
-            ]
-        )
-        features = dataset.train["features"]
-    elif name == "mnist_cnn":
-        network = keras.Sequential(
-            [
-                keras.Input((28, 28, 1)),
-                layers.Conv2D(16, 5, padding="same", activation="relu"),
-                layers.MaxPooling2D(2),
-                layers.Conv2D(16, 3, padding="same", activation="relu"),
-                layers.MaxPooling2D(2),
-                layers.Flatten(),
-                layers.Dense(100, activation="relu"),
-                layers.Dense(100, activation="relu"),
-                layers.Dense(10),
-            ]
-        )
-        # Scaled beforehand, in fit's favour: the pipeline divides by 255 in every step.
-        features = dataset.train["images"].astype(np.float32) / 255
-    else:
-        tokens = keras.Input((100,), dtype="int32")
-        hidden = layers.LSTM(500, return_sequences=True)(keras.ops.one_hot(tokens, len(VOCABULARY)))
-        network = keras.Model(tokens, layers.Dense(len(VOCABULARY))(hidden))
-        features, labels = dataset.train["tokens"].astype(np.int32), "targets"
-    network.compile(optimizer=keras.optimizers.Adam(row.learning_rate), loss=loss)
-
-    target = dataset.train[labels].astype(np.float32 if labels == "target" else np.int32)
-    return lambda: network.fit(
-        features,
-        target,
-        batch_size=dataset.batch_size,
-        shuffle=not dataset.ordered,
-        verbose=0,
-    )
+def peer(make: Callable[..., Epoch], **options: Any) -> Callable[[str, Path], Epoch]:
+    """Return what makes an epoch of a peer."""
+    return lambda name, folder: make(name, ROWS[name].dataset(), ROWS[name].learning_rate, **options)
 
 
-CONTENDERS = {"pipeline": pipeline_epoch, "Keras fit": keras_epoch, "bare step": bare_epoch}
+def tuned_keras_epoch(name: str, folder: Path) -> Epoch:
+    """Return a function that trains an epoch with Keras `fit` at its best."""
+    options = {"jit_compile": ROWS[name].keras_xla, "steps_per_execution": 32}
+    return keras_epoch(name, ROWS[name].dataset(), ROWS[name].learning_rate, **options)
+
+
+PIPELINE, KERAS, TUNED, BARE = "pipeline", "Keras fit", "Keras fit, tuned", "bare step"
+BY_INDEX, LOADER = "PyTorch, by index", "PyTorch, DataLoader"
+CONTENDERS: dict[str, Callable[[str, Path], Epoch]] = {
+    PIPELINE: pipeline_epoch,
+    KERAS: peer(keras_epoch),
+    TUNED: tuned_keras_epoch,
+    BY_INDEX: peer(torch_epoch, loader=False),
+    LOADER: peer(torch_epoch, loader=True),
+    BARE: bare_epoch,
+}
+
+
+def contenders() -> list[str]:
+    """Return those that can take part here."""
+    has_torch = importlib.util.find_spec("torch") is not None
+    return [name for name in CONTENDERS if has_torch or name not in (BY_INDEX, LOADER)]
 
 
 def contend(contender: str, name: str, orders: Connection) -> None:
     """Train an epoch at every order, and answer with the steps per second."""
-    runtime.start_tensorflow(seed=0, deterministic=True)
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    if contender in (PIPELINE, BARE):
+        runtime.start_tensorflow(seed=0, deterministic=True)
+    elif contender == TUNED:
+        runtime.import_tensorflow()
     dataset = ROWS[name].dataset()
     num_steps = dataset.num_train // dataset.batch_size
     with tempfile.TemporaryDirectory() as folder:
-        epoch = CONTENDERS[contender](name, Path(folder))
-        epoch()  # traces and compiles
+        with runtime.held_back_stderr():
+            epoch = CONTENDERS[contender](name, Path(folder))
+            epoch()  # traces and compiles
+        orders.send("ready")
         while orders.recv():
             started = time.perf_counter()
             epoch()
@@ -213,14 +228,16 @@ def contend(contender: str, name: str, orders: Connection) -> None:
 def measure(name: str, repeats: int) -> dict[str, list[float]]:
     """Return the steps per second of each contender in each of its turns."""
     context = multiprocessing.get_context("spawn")
-    speeds: dict[str, list[float]] = {contender: [] for contender in CONTENDERS}
+    speeds: dict[str, list[float]] = {contender: [] for contender in contenders()}
     children = {}
-    for contender in CONTENDERS:
+    for contender in speeds:
         ours, theirs = context.Pipe()
         child = context.Process(target=contend, args=(contender, name, theirs), daemon=True)
         child.start()
         theirs.close()
         children[contender] = (child, ours)
+    for _, orders in children.values():
+        orders.recv()  # No turn is taken while somebody still compiles.
     for _ in range(repeats):
         for contender, (_, orders) in children.items():
             orders.send(True)
@@ -231,27 +248,33 @@ def measure(name: str, repeats: int) -> dict[str, list[float]]:
     return speeds
 
 
-def main() -> None:
-    """Measure the rows asked for and print a table."""
-    parser = argparse.ArgumentParser(description="Training speed, side by side.")
+def lines(name: str, speeds: dict[str, list[float]]) -> list[Line]:
+    """Return the contenders of a row, each with how the pipeline compares."""
+    row = ROWS[name]
+    medians = {contender: Line(name, contender, values).median for contender, values in speeds.items()}
+    targets = {KERAS: row.over_keras, BY_INDEX: row.over_torch, LOADER: row.over_torch}
+
+    def ratio(contender: str) -> list[Ratio]:
+        times = medians[PIPELINE] / medians[contender]
+        if contender == PIPELINE:
+            return []
+        if contender == BARE:
+            return [Ratio(1 / times, "of its time", at_most=row.over_bare)]
+        return [Ratio(times, "x its speed", at_least=targets.get(contender))]
+
+    return [Line(name, contender, values, ratio(contender)) for contender, values in speeds.items()]
+
+
+def main() -> int:
+    """Measure the rows asked for; return 1 if a target is missed."""
+    parser = results.parser(__doc__, repeats=7)
     parser.add_argument("--rows", default="all", choices=["all", *ROWS])
-    parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; training steps per second,")
-    print("median (range); this pipeline's as a multiple of Keras', and its time as one of the bare step's\n")
-    print(f"{'':10}{'pipeline':>24}{'Keras fit':>24}{'speed':>9}{'bare step':>24}{'time':>9}")
-    for name in ROWS if arguments.rows == "all" else [arguments.rows]:
-        speeds = measure(name, arguments.repeats)
-        ours, fit, bare = (statistics.median(values) for values in speeds.values())
-        cells = [
-            f"{statistics.median(values):.4g} ({min(values):.4g}-{max(values):.4g})"
-            for values in speeds.values()
-        ]
-        print(
-            f"{name:10}{cells[0]:>24}{cells[1]:>24}{ours / fit:>8.2f}x{cells[2]:>24}{bare / ours:>8.2f}x",
-            flush=True,
-        )
+    names = list(ROWS) if arguments.rows == "all" else [arguments.rows]
+    found = [line for name in names for line in lines(name, measure(name, arguments.repeats))]
+    note = "The pipeline is compared with each: a multiple of its speed, a part of the bare step's time."
+    return results.show(Table("Training", "steps/s", found, note), arguments.into)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -179,8 +179,9 @@ def test_an_answer_that_json_cannot_say(monkeypatch: Patch, capsys: Capture) -> 
     assert answers == [{"error": "the answer is not finite, which JSON cannot say"}]
 
 
-def test_it_is_a_filter(finished: Finished) -> None:
-    path = finished.of(DENSE)[0] / "export" / "onnx"
+@pytest.mark.parametrize("name", ["onnx", "saved_model"])
+def test_it_is_a_filter(finished: Finished, name: str) -> None:
+    path = finished.of(DENSE)[0] / "export" / name
     command = [sys.executable, "-m", "pipeline.predict", f"export_dir='{path}'"]
     lines = '{"number": 7}\n{"number": "seven"}\n{"feature": [[7, 7], [8, 8]]}\n'
     completed = subprocess.run(

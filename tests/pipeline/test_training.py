@@ -81,6 +81,22 @@ def test_two_runs_give_the_same_bits(case: Case, use_xla: bool, tmp_path: Path) 
     assert files(tmp_path / "first") == files(tmp_path / "second")
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_step_is_traced_once(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many chunks and epochs there are, and whatever the length of a chunk."""
+    monkeypatch.setattr(training, "CHUNK_SECS", 0.0)
+    prepared = prepare(tmp_path, case)
+    calls = []
+
+    def loss(batch: Any, seed: Any) -> Any:
+        calls.append(seed)
+        return built.loss(batch, seed)
+
+    built = prepared.built
+    assert dataclasses.replace(prepared, built=dataclasses.replace(built, loss=loss)).fit()
+    assert len(calls) == 1
+
+
 def test_chunks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(tmp_path / "few").fit()
     monkeypatch.setattr(training, "_next_chunk", lambda num_steps, elapsed: 1)
