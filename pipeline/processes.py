@@ -11,6 +11,7 @@ import os
 import runpy
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from multiprocessing import forkserver, reduction
@@ -76,7 +77,10 @@ def run_module(module: str, arguments: Sequence[str], received: Sequence[int]) -
 def _call(spares: int, function: Callable[..., object], *arguments: Any) -> None:
     _spares.extend([_keep_spare() for _ in range(spares)])  # Before there are threads, which no fork has.
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    function(*arguments)
+    # TensorFlow leaves files there for Python's exit to remove, which such a process does not come to.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        tempfile.tempdir = folder
+        function(*arguments)
 
 
 def _end_with_parent() -> None:

@@ -118,7 +118,7 @@ def measure(run_dir: Path, repeats: int) -> list[list[float]]:
 
 def main() -> int:
     """Train a run and measure; return 1 if a target is missed."""
-    arguments = results.parser(__doc__, repeats=5).parse_args()
+    arguments = results.parser(__doc__, repeats=3).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
         train(run_dir)

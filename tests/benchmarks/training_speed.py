@@ -86,7 +86,7 @@ def images(num_train: int = 6000, num_test: int = 100) -> Dataset:
 
 
 def characters() -> Dataset:
-    """Return 24 batches of 16 streams x 100 random characters."""
+    """Return 16 batches of 16 streams x 100 random characters."""
     generator = np.random.default_rng(0)
 
     def split(num_rows: int) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def characters() -> Dataset:
         }
 
     metadata = {"vocabulary": VOCABULARY}
-    return Dataset(train=split(384), test=split(16), batch_size=16, ordered=True, metadata=metadata)
+    return Dataset(train=split(256), test=split(16), batch_size=16, ordered=True, metadata=metadata)
 
 
 ROWS = {
@@ -267,7 +267,7 @@ def lines(name: str, speeds: dict[str, list[float]]) -> list[Line]:
 
 def main() -> int:
     """Measure the rows asked for; return 1 if a target is missed."""
-    parser = results.parser(__doc__, repeats=7)
+    parser = results.parser(__doc__, repeats=5)
     parser.add_argument("--rows", default="all", choices=["all", *ROWS])
     arguments = parser.parse_args()
     names = list(ROWS) if arguments.rows == "all" else [arguments.rows]

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -39,6 +40,18 @@ def test_it_is_there_at_once() -> None:
     began = time.monotonic()
     processes.start(os.getpid).join(120)
     assert time.monotonic() - began < 2
+
+
+def leave_a_file(noted: str) -> None:
+    with tempfile.NamedTemporaryFile(delete=False) as file:
+        Path(noted).write_text(file.name)
+
+
+def test_temporary_files_go_with_it(tmp_path: Path) -> None:
+    process = processes.start(leave_a_file, str(tmp_path / "noted"))
+    process.join(120)
+    assert process.exitcode == 0
+    assert not Path((tmp_path / "noted").read_text()).parent.exists()
 
 
 def test_a_module_runs_as_on_a_command_line(tmp_path: Path) -> None:
