@@ -13,7 +13,12 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 SAMPLERS: dict[str, dict[str, Any]] = {
-    "tpe": {"_target_": "optuna.samplers.TPESampler", "n_startup_trials": 8, "constant_liar": True},
+    "tpe": {
+        "_target_": "optuna.samplers.TPESampler",
+        "n_startup_trials": 8,
+        "constant_liar": True,
+        "multivariate": True,  # values that are good together, such as an optimizer and its learning rate
+    },
     "cmaes": {
         "_target_": "optuna.samplers.CmaEsSampler",
         "n_startup_trials": 5,
@@ -25,7 +30,7 @@ SAMPLERS: dict[str, dict[str, Any]] = {
 }
 PRUNERS: dict[str, dict[str, Any]] = {
     "none": {},
-    "median": {"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": 4, "n_warmup_steps": 0},
+    "median": {"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": 4, "n_warmup_steps": 2},
     "hyperband": {"_target_": "optuna.pruners.HyperbandPruner", "min_resource": 1, "reduction_factor": 3},
 }
 

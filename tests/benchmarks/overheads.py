@@ -2,7 +2,7 @@
 
     make bench ROWS=overheads
 
-after an epoch       evaluation, checkpoint and log of the CNN, as a part of the epoch's training
+after an epoch       evaluation, checkpoint and log of the CNN, as a part of the epoch
 the main job         `python -m pipeline model=gru export=saved_model`, beside `import tensorflow`
 a mistyped key       beside `import hydra`
 
@@ -88,9 +88,10 @@ def after_an_epoch() -> list[Line]:
                     values.append(value)
     lines = {name: Line("an epoch of the CNN", name, values[1:]) for name, values in seconds.items()}
     trained, evaluated, kept = (line.median for line in lines.values())
+    whole = trained + evaluated + kept
     ratios = {
-        "evaluation": Ratio((evaluated + kept) / trained, "of the training's, with the next", at_most=0.08),
-        "checkpoint and log": Ratio(kept / trained, "of the training's", at_most=0.02),
+        "evaluation": Ratio((evaluated + kept) / whole, "of the epoch, with the next", at_most=0.08),
+        "checkpoint and log": Ratio(kept / whole, "of the epoch", at_most=0.02),
     }
     return [replace(line, ratios=[ratios[name]] if name in ratios else []) for name, line in lines.items()]
 
