@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,42 +84,20 @@ def compose_and_check(
     Raises:
         ConfigError: With every override that does not fit, and all that is wrong with the rest.
     """
-    composer = _Composer(app, config_name)
     try:
-        composed = composer.compose(overrides)
+        composed = compose(app, config_name, overrides)
     except COMPOSE_ERRORS as error:
-        accepted, problems = _explain_each(composer, overrides)
+        # Each of them once: it takes a tenth of a second.
+        composing = functools.cache(lambda *accepted: compose(app, config_name, accepted))
+        accepted, problems = _explain_each(app, composing, overrides, error)
         if not problems:
             raise ConfigError([in_one_line(error)]) from error
         try:
-            check(composer.compose(accepted))
+            check(composing(*accepted))
         except ConfigError as other:
             problems += other.problems
         raise ConfigError(problems) from error
     return composed, check(composed)
-
-
-class _Composer:
-    """Composes a configuration with different overrides, each of them once: it takes a tenth of a second."""
-
-    def __init__(self, app: Hydra, config_name: str) -> None:
-        self.app = app
-        self.config_name = config_name
-        self.failed: dict[tuple[str, ...], Exception] = {}
-        self.composed: dict[tuple[str, ...], DictConfig] = {}
-
-    def compose(self, overrides: Sequence[str]) -> DictConfig:
-        """Compose; raise what Hydra raises."""
-        key = tuple(overrides)
-        if key in self.failed:
-            raise self.failed[key]
-        if key not in self.composed:
-            try:
-                self.composed[key] = compose(self.app, self.config_name, overrides)
-            except COMPOSE_ERRORS as error:
-                self.failed[key] = error
-                raise
-        return self.composed[key]
 
 
 def compose(app: Hydra, config_name: str, overrides: Sequence[str]) -> DictConfig:
@@ -131,39 +110,53 @@ def compose(app: Hydra, config_name: str, overrides: Sequence[str]) -> DictConfi
     )
 
 
-def _explain_each(composer: _Composer, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+def _explain_each(
+    app: Hydra, composing: Callable[..., DictConfig], overrides: Sequence[str], error: Exception
+) -> tuple[list[str], list[str]]:
     """Return the overrides that fit, and a sentence for each that fails when added to them.
 
     Choices of a group come first, because they decide which keys exist.
+
+    Args:
+        app: Knows the groups.
+        composing: Composes with the overrides given.
+        overrides: They cannot be composed together.
+        error: Why.
     """
 
     def is_group(override: str) -> bool:
         key = override.lstrip("+~").partition("=")[0]
-        return bool(_options(composer.app, key))
+        return bool(_options(app, key))
 
     problems: list[str] = []
     accepted: list[str] = []
 
-    def try_all(candidates: Sequence[str]) -> None:
-        """Accept the candidates that fit, halving them, since most do and composing takes time."""
-        try:
-            composer.compose([*accepted, *candidates])
-        except COMPOSE_ERRORS as error:
-            if len(candidates) == 1:
-                problems.append(_explain(composer, accepted, candidates[0], error))
+    def split(candidates: Sequence[str], error: Exception) -> None:
+        """Halve candidates that do not fit, since most do and composing takes time."""
+        if len(candidates) == 1:
+            problems.append(_explain(app, composing, accepted, candidates[0], error))
+            return
+        half = len(candidates) // 2
+        for part in (candidates[:half], candidates[half:]):
+            try:
+                composing(*accepted, *part)
+            except COMPOSE_ERRORS as other:
+                split(part, other)
             else:
-                half = len(candidates) // 2
-                try_all(candidates[:half])
-                try_all(candidates[half:])
-        else:
-            accepted.extend(candidates)
+                accepted.extend(part)
 
     if overrides:
-        try_all(sorted(overrides, key=is_group, reverse=True))
+        split(sorted(overrides, key=is_group, reverse=True), error)
     return accepted, problems
 
 
-def _explain(composer: _Composer, accepted: Sequence[str], override: str, error: Exception) -> str:
+def _explain(
+    app: Hydra,
+    composing: Callable[..., DictConfig],
+    accepted: Sequence[str],
+    override: str,
+    error: Exception,
+) -> str:
     said = in_one_line(error)
     try:
         parsed = OverridesParser.create().parse_override(override)
@@ -173,13 +166,13 @@ def _explain(composer: _Composer, accepted: Sequence[str], override: str, error:
     key = parsed.key_or_group
     if parsed.is_sweep_override():
         return f"{override} names several values. Add --multirun (-m) to run them all."
-    if options := _options(composer.app, key):
+    if options := _options(app, key):
         value: Any = parsed.value()
         chosen = value if isinstance(value, list) else [value]
         bad = [value for value in chosen if value not in options]
         return unknown(key, ", ".join(map(str, bad)), options) if bad else said
     try:
-        known = composer.compose(accepted)
+        known = composing(*accepted)
     except COMPOSE_ERRORS:
         return said
     *parents, _ = key.split(".")
