@@ -145,11 +145,11 @@ def _signature(path: Path) -> Signature:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     inputs = {node.name: _spec(node) for node in session.get_inputs()}
     outputs = {node.name: _spec(node) for node in session.get_outputs()}
-    names = list(outputs)
+    run, names = session.run, list(outputs)
     keys = [name.removeprefix(NEXT) if name.removeprefix(NEXT) in inputs else name for name in names]
 
     def call(**arrays: Any) -> dict[str, Any]:
-        return dict(zip(keys, session.run(names, arrays), strict=True))
+        return dict(zip(keys, run(names, arrays), strict=True))
 
     return Signature(inputs, dict(zip(keys, outputs.values(), strict=True)), call)
 
