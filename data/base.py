@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -24,16 +24,36 @@ class DataError(ValueError):
 
 
 @dataclass(frozen=True)
+class Stream:
+    """A training split that is read while it is used, since it may be larger than memory.
+
+    Attributes:
+        num_rows: How many rows it has.
+        ranges: The smallest and the largest value of each array.
+        digest: SHA-256 of what is read, in hexadecimal.
+        batches: (seed, epoch) -> a `tf.data.Dataset` of the epoch's whole batches, tensors by name; a
+            function of its arguments alone.
+    """
+
+    num_rows: int
+    ranges: Mapping[str, tuple[float, float]]
+    digest: str
+    batches: Callable[[int, int], Any]
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Two splits of named arrays, whose first dimensions are equal within a split.
 
     Attributes:
-        train: Arrays by name. Each epoch takes `len // batch_size` whole batches.
+        train: Arrays by name; of a stream, the first rows. Each epoch takes `num_train // batch_size` whole
+            batches.
         test: Held-out arrays of the same names, dtypes and shapes but for the first dimension.
         batch_size: Rows in a batch.
         ordered: Batches follow the order of the rows in every epoch, because row b of a batch goes on
             where row b of the batch before it ended. Otherwise the training rows are shuffled.
         metadata: What a model may need to know of the data, as JSON values, such as its vocabulary.
+        stream: The whole training split, if it is not in memory.
 
     Raises:
         DataError: On construction, if any of this does not hold, or a value is not finite.
@@ -44,6 +64,7 @@ class Dataset:
     batch_size: int
     ordered: bool = False
     metadata: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    stream: Stream | None = None
 
     def __post_init__(self) -> None:
         for name, arrays in (("train", self.train), ("test", self.test)):
@@ -65,11 +86,12 @@ class Dataset:
                 f"data.batch_size must be at most the {self.num_train} training examples. "
                 f"Received: {self.batch_size}."
             )
-        for name, arrays in (("train", self.train), ("test", self.test)):
-            if self.ordered and _num_rows(arrays) % self.batch_size:
+        for name in ("train", "test"):
+            num_rows = self.num_train if name == "train" else self.num_test
+            if self.ordered and num_rows % self.batch_size:
                 raise DataError(
                     f"The {name} split of ordered data must be whole batches of {self.batch_size}. "
-                    f"Received: {_num_rows(arrays)} rows."
+                    f"Received: {num_rows} rows."
                 )
 
         try:
@@ -80,7 +102,7 @@ class Dataset:
     @property
     def num_train(self) -> int:
         """Number of training examples."""
-        return _num_rows(self.train)
+        return _num_rows(self.train) if self.stream is None else self.stream.num_rows
 
     @property
     def num_test(self) -> int:
@@ -98,6 +120,8 @@ class Dataset:
                 digest.update(json.dumps(header).encode())
                 digest.update(array.astype(little_endian, copy=False).data)
         facts = [self.batch_size, self.ordered, dict(self.metadata)]
+        if self.stream is not None:
+            facts.append(self.stream.digest)
         digest.update(json.dumps(facts, sort_keys=True).encode())
         return digest.hexdigest()
 

@@ -316,8 +316,20 @@ def check_batch(model: Model, dataset: Dataset) -> None:
         for name, spec in specs.items()
         for problem in _array_problems(f"The {split} array {name!r}", arrays[name], spec)
     ]
+    if dataset.stream is not None:
+        problems += _range_problems(specs, dataset)
     if problems:
         raise ConfigError(problems)
+
+
+def _range_problems(specs: Mapping[str, ArraySpec], dataset: Dataset) -> Iterable[str]:
+    """Yield which arrays of a stream have values outside of what the model takes."""
+    assert dataset.stream is not None
+    for name, spec in specs.items():
+        bounds = spec.dtypes.get(dataset.train[name].dtype.name)
+        low, high = dataset.stream.ranges[name]
+        if bounds is not None and not bounds[0] <= low <= high <= bounds[1]:
+            yield f"The train array {name!r} must be {spec}. It holds {low:g} to {high:g}."
 
 
 def _array_problems(name: str, array: npt.NDArray[Any], spec: ArraySpec) -> Iterable[str]:

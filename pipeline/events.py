@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,11 +13,12 @@ import tensorflow as tf
 
 
 class EventWriter:
-    """Writes scalars to one event file in a folder. Use it as a context manager."""
+    """Writes scalars to one event file in a folder, from any thread. Use it as a context manager."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        self._lock = threading.Lock()
         self._writer = tf.io.TFRecordWriter(str(folder / name))
         self._write(tf.compat.v1.Event(wall_time=time.time(), file_version="brain.Event:2"))
 
@@ -29,8 +31,9 @@ class EventWriter:
         self._write(tf.compat.v1.Event(wall_time=time.time(), step=step, summary=summary))
 
     def _write(self, event: tf.compat.v1.Event) -> None:
-        self._writer.write(event.SerializeToString())
-        self._writer.flush()
+        with self._lock:
+            self._writer.write(event.SerializeToString())
+            self._writer.flush()
 
     def __enter__(self) -> EventWriter:
         return self

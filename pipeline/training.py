@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +16,9 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from pipeline import checkpoints, parity, runtime
-from pipeline.binding import ConfigError, unknown
+from pipeline.binding import ConfigError, first_line, unknown
+from pipeline.epoch_writer import EpochWriter, Groups
 from pipeline.evaluation import Signature, evaluate, initial_state
-from pipeline.events import EventWriter
 from pipeline.run import Row, RunDirectory
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
     from data.base import Arrays, Dataset
     from models.base import BuiltModel, Model
+    from pipeline.events import EventWriter
 
 # A chunk of steps runs without coming back to Python: long enough to cost nothing, short enough for a
 # live bar and a prompt stop. Its length decides when Python looks, never what is computed.
@@ -55,8 +55,9 @@ class Compiled:
 
     Attributes:
         step: (batch, seed int32 `[2]`) -> (loss `[]`, carried state): one optimizer step.
-        steps: (rows int32 `[steps, batch_size]`, first `[]`, last `[]`, state) -> (losses float32
-            `[last - first]`, state): the steps `first` to `last - 1` of an epoch, without Python.
+        steps: (feed, first `[]`, last `[]`, state) -> (losses float32 `[last - first]`, state): the steps
+            `first` to `last - 1` of an epoch, without Python. The feed is the rows of each batch, int32
+            `[steps, batch_size]`, or an iterator of batches.
     """
 
     step: Callable[..., tuple[tf.Tensor, Tensors]]
@@ -66,7 +67,7 @@ class Compiled:
 def compile_steps(
     built: BuiltModel,
     optimizer: keras.optimizers.Optimizer,
-    arrays: Mapping[str, tf.Tensor],
+    arrays: Mapping[str, tf.Tensor] | None,
     *,
     seed: int,
     use_xla: bool,
@@ -76,7 +77,7 @@ def compile_steps(
     Args:
         built: The model.
         optimizer: A Keras optimizer, built for the model's trainable variables.
-        arrays: The whole training split.
+        arrays: The whole training split, or `None` if batches come from an iterator.
         seed: The run's seed; the loss receives it with the number of the step.
         use_xla: Whether XLA compiles a step, rather than the graph executor run its operations.
     """
@@ -90,11 +91,14 @@ def compile_steps(
         return loss, state
 
     @tf.function(autograph=False)
-    def steps(
-        rows: tf.Tensor, first: tf.Tensor, last: tf.Tensor, state: Tensors
-    ) -> tuple[tf.Tensor, Tensors]:
+    def steps(feed: Any, first: tf.Tensor, last: tf.Tensor, state: Tensors) -> tuple[tf.Tensor, Tensors]:
+        def batch_of(number: tf.Tensor) -> Tensors:
+            if arrays is None:
+                return feed.get_next()
+            return {name: tf.gather(array, feed[number]) for name, array in arrays.items()}
+
         def take(number: tf.Tensor, losses: tf.TensorArray, state: Tensors) -> tuple[Any, ...]:
-            batch = {name: tf.gather(array, rows[number]) for name, array in arrays.items()}
+            batch = batch_of(number)
             taken = tf.cast(optimizer.iterations.value, tf.int32)
             loss, state = step({**batch, **state}, tf.stack([seed, taken]))
             return number + 1, losses.write(number - first, loss), state
@@ -103,6 +107,7 @@ def compile_steps(
             lambda number, *_: number < last,
             take,
             (first, tf.TensorArray(tf.float32, last - first), state),
+            parallel_iterations=1,  # Batches of an iterator are taken in their order.
         )
         return losses.stack(), state
 
@@ -137,13 +142,14 @@ class Training:
         """
         steps = self.compile().steps
         test = _tensors(self.dataset.test)
-        with EventWriter(self.run.tensorboard) as events, _bar(self.epochs, "epoch") as bar:
-            self.finish_epoch(0, None, test, events)
+        with EpochWriter(self.run, self.variables) as writer, _bar(self.epochs, "epoch") as bar:
+            self.finish_epoch(0, None, test, writer)
             for epoch in range(1, self.epochs + 1):
-                losses = self.train_epoch(epoch, steps, events)
+                losses = self.train_epoch(epoch, steps, writer.events)
                 if losses is None:
+                    self._keep_interrupted()
                     return False
-                metrics = self.finish_epoch(epoch, _mean(losses), test, events)
+                metrics = self.finish_epoch(epoch, _mean(losses), test, writer)
                 bar.update()
                 bar.set_postfix({name: f"{value:.4g}" for name, value in metrics.items()})
                 stop = on_epoch is not None and on_epoch(epoch, metrics)
@@ -164,7 +170,7 @@ class Training:
         return compile_steps(
             self.built,
             self.optimizer,
-            _tensors(self.dataset.train),
+            _tensors(self.dataset.train) if self.dataset.stream is None else None,
             seed=self.seed,
             use_xla=self.use_xla,
         )
@@ -172,25 +178,18 @@ class Training:
     def train_epoch(self, epoch: int, steps: Callable[..., Any], events: EventWriter) -> np.ndarray | None:
         """Return the losses of the epoch's steps, or `None` if stopped before its end."""
         dataset = self.dataset
-        rows = order(
-            dataset.num_train,
-            dataset.batch_size,
-            seed=self.seed,
-            epoch=epoch,
-            ordered=dataset.ordered,
-        )
-        on_device = tf.constant(rows)
+        feed = self._feed(epoch)
+        num_steps = dataset.num_train // dataset.batch_size
         state = initial_state(self.signatures, dataset.batch_size)
         losses: list[np.ndarray] = []
         first, chunk = 0, 1
-        with _bar(len(rows), "step", leave=False) as bar:
-            while first < len(rows):
+        with _bar(num_steps, "step", leave=False) as bar:
+            while first < num_steps:
                 if self.stopped():
-                    self._keep_interrupted()
                     return None
-                last = min(first + chunk, len(rows))
+                last = min(first + chunk, num_steps)
                 started = time.perf_counter()
-                chunk_losses, state = _run(steps, on_device, first, last, state)
+                chunk_losses, state = _run(steps, feed, first, last, state)
                 losses.append(chunk_losses.numpy())
                 self._check_finite(losses[-1])
                 elapsed = time.perf_counter() - started
@@ -201,35 +200,48 @@ class Training:
                 first = last
         return np.concatenate(losses)
 
-    def write_checkpoint(self, prefix: Path) -> None:
-        """Write the model's and the optimizer's variables."""
+    def _feed(self, epoch: int) -> Any:
+        """Return what `Compiled.steps` takes the batches of an epoch from."""
+        dataset = self.dataset
+        if dataset.stream is not None:
+            return iter(dataset.stream.batches(self.seed, epoch))
+        return tf.constant(
+            order(
+                dataset.num_train,
+                dataset.batch_size,
+                seed=self.seed,
+                epoch=epoch,
+                ordered=dataset.ordered,
+            )
+        )
+
+    @property
+    def variables(self) -> Groups:
+        """The model's and the optimizer's variables by path, as a checkpoint has them."""
         # By position, too: an optimizer names its slots after variables, whose names need not differ.
         slots = {
             f"{position}/{variable.path}": variable.value
             for position, variable in enumerate(self.optimizer.variables)
         }
-        checkpoints.write_checkpoint(prefix, {"weights": self.built.weights, "optimizer": slots})
+        return {"weights": self.built.weights, "optimizer": slots}
 
     def finish_epoch(
-        self, epoch: int, train_loss: float | None, test: Arrays, events: EventWriter
+        self, epoch: int, train_loss: float | None, test: Arrays, writer: EpochWriter
     ) -> dict[str, float]:
-        """Evaluate through the exported signature, then checkpoint, then log; return the metrics."""
+        """Evaluate through the exported signature, then have it written down; return the metrics."""
         metrics = evaluate(self.signatures, test, batch_size=self.dataset.batch_size)
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise NonFiniteLoss(f"test/{name} must be finite. Received: {value} after epoch {epoch}.")
-        prefix = self.run.checkpoint(epoch)
-        self.write_checkpoint(prefix)
         train = None if train_loss is None else {"loss": train_loss}
-        relative = str(prefix.relative_to(self.run.path))
-        self.run.append_row(Row(epoch, self._step(), train, metrics, relative))
-        scalars = {f"test/{name}": value for name, value in metrics.items()}
-        events.scalars(self._step(), scalars | ({} if train is None else {"train/loss": train["loss"]}))
+        relative = str(self.run.checkpoint(epoch).relative_to(self.run.path))
+        writer.write(Row(epoch, self._step(), train, metrics, relative))
         return metrics
 
     def _keep_interrupted(self) -> None:
         """Keep the variables of an unfinished epoch, beside the checkpoints of whole ones."""
-        self.write_checkpoint(self.run.path / "checkpoints" / f"step-{self._step():08d}")
+        prefix = self.run.path / "checkpoints" / f"step-{self._step():08d}"
+        checkpoints.write_checkpoint(prefix, self.variables)
 
     def _check_finite(self, losses: np.ndarray) -> None:
         bad = np.flatnonzero(~np.isfinite(losses))
@@ -355,7 +367,7 @@ def _check_signatures(signatures: Mapping[str, Signature], arrays: set[str], met
 
 def _run(
     steps: Callable[..., tuple[tf.Tensor, Tensors]],
-    rows: tf.Tensor,
+    feed: Any,
     first: int,
     last: int,
     state: Tensors,
@@ -363,10 +375,10 @@ def _run(
     """Run a chunk of steps.
 
     Raises:
-        ConfigError: The compiler chosen cannot compile this model.
+        ConfigError: The compiler chosen cannot compile this model, or the data cannot be read on.
     """
     try:
-        return steps(rows, tf.constant(first), tf.constant(last), state)
+        return steps(feed, tf.constant(first), tf.constant(last), state)
     except tf.errors.UnimplementedError as error:
         reason = next((line for line in error.message.splitlines() if " not " in line), error.message)
         raise ConfigError(
@@ -374,6 +386,10 @@ def _run(
                 f"train.compile=xla must be able to compile the model. {reason.strip()} "
                 "Use train.compile=graph, or train.deterministic=false."
             ]
+        ) from error
+    except (tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.OutOfRangeError) as error:
+        raise ConfigError(
+            [f"The shards of the training data must be whole. Reading them failed: {first_line(error)}"]
         ) from error
 
 

@@ -64,22 +64,23 @@ def after_an_epoch() -> list[Line]:
     runtime.start_tensorflow(seed=0, deterministic=True)
     import tensorflow as tf
 
+    from pipeline.epoch_writer import EpochWriter
     from pipeline.evaluation import evaluate
-    from pipeline.events import EventWriter
 
     seconds: dict[str, list[float]] = {"training": [], "evaluation": [], "checkpoint and log": []}
     with tempfile.TemporaryDirectory() as folder:
         training = pipeline_training("mnist_cnn", Path(folder), images(60_000, 10_000))
         steps = training.compile().steps
         test = {name: tf.constant(array) for name, array in training.dataset.test.items()}
-        with EventWriter(training.run.tensorboard) as events:
+        with EpochWriter(training.run, training.variables) as writer:
             for epoch in range(NUM_EPOCHS):  # The first traces and compiles.
                 times = [time.perf_counter()]
-                training.train_epoch(epoch, steps, events)
+                training.train_epoch(epoch, steps, writer.events)
                 times.append(time.perf_counter())
                 evaluate(training.signatures, test, batch_size=training.dataset.batch_size)
                 times.append(time.perf_counter())
-                training.finish_epoch(epoch, 0.0, test, events)
+                training.finish_epoch(epoch, 0.0, test, writer)
+                writer.wait()
                 times.append(time.perf_counter())
                 trained, evaluated, finished = (after - before for before, after in pairwise(times))
                 for values, value in zip(

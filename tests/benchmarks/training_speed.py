@@ -142,15 +142,17 @@ def pipeline_training(name: str, folder: Path, dataset: Dataset | None = None) -
 
 def pipeline_epoch(name: str, folder: Path) -> Epoch:
     """Return a function that trains an epoch as the pipeline does, and checkpoints it."""
-    from pipeline.events import EventWriter
+    from pipeline.epoch_writer import EpochWriter
+    from pipeline.run import Row
 
     training = pipeline_training(name, folder)
     steps = training.compile().steps
-    events = EventWriter(folder / "events")
+    writer = EpochWriter(training.run, training.variables)
 
     def epoch() -> None:
-        training.train_epoch(1, steps, events)
-        training.write_checkpoint(training.run.checkpoint(1))
+        training.train_epoch(1, steps, writer.events)
+        writer.write(Row(1, 0, None, {}, ""))
+        writer.wait()
 
     return epoch
 

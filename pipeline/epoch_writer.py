@@ -1,0 +1,90 @@
+"""What an epoch leaves behind, written in a thread of its own while the next one is trained.
+
+Order is kept: the checkpoint first, then the row of the log, so that a row's checkpoint is always whole.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+import tensorflow as tf
+
+from pipeline import checkpoints
+from pipeline.events import EventWriter
+from pipeline.run import Row, RunDirectory
+
+log = logging.getLogger(__name__)
+
+Groups = Mapping[str, Mapping[str, tf.Variable]]
+
+
+class EpochWriter:
+    """Writes checkpoints, the log and the curves of a run. Use it as a context manager.
+
+    One epoch at most is in flight: the next one waits for it, and raises what went wrong with it; so does
+    the end.
+
+    Attributes:
+        events: The curves; safe to write to meanwhile.
+    """
+
+    def __init__(self, run: RunDirectory, groups: Groups) -> None:
+        """Prepare to write groups of variables by path, as `checkpoints.write_checkpoint` takes them."""
+        self.events = EventWriter(run.tensorboard)
+        self._run = run
+        self._groups = groups
+        self._copies = {
+            group: {path: tf.Variable(variable, trainable=False) for path, variable in variables.items()}
+            for group, variables in groups.items()
+        }
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="epoch-writer")
+        self._in_flight: Future[None] | None = None
+
+    def write(self, row: Row) -> None:
+        """Start to write an epoch, with the variables as they are now."""
+        self.wait()
+        for group, variables in self._groups.items():
+            for path, variable in variables.items():
+                self._copies[group][path].assign(variable)
+        self._in_flight = self._executor.submit(self._write, row)
+
+    def wait(self) -> None:
+        """Wait for the epoch in flight.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        in_flight, self._in_flight = self._in_flight, None
+        if in_flight is not None:
+            in_flight.result()
+
+    def _write(self, row: Row) -> None:
+        checkpoints.write_checkpoint(self._run.checkpoint(row.epoch), self._copies)
+        self._run.append_row(row)
+        scalars = {f"test/{name}": value for name, value in row.test.items()}
+        scalars |= {f"train/{name}": value for name, value in (row.train or {}).items()}
+        self.events.scalars(row.step, scalars)
+
+    def __enter__(self) -> Self:
+        self.events.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.wait()
+        except OSError as other:
+            if error is None:
+                raise
+            log.error("The epoch before could not be written: %s", other)
+        finally:
+            self._executor.shutdown()
+            self.events.__exit__(kind, error, traceback)

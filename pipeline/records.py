@@ -1,0 +1,79 @@
+"""`python -m pipeline.records data=SOURCE dir=DIR`: write a data set as shards for `data=tfrecord`."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from pipeline import binding, command, composition, config, runtime
+from pipeline.binding import ConfigError
+from pipeline.run import staged
+
+log = logging.getLogger("pipeline")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be written where, checked.
+
+    Attributes:
+        source: The data source.
+        writer: Has `write(dataset, folder)`, which yields the rows of each shard.
+        dir: The folder to make.
+    """
+
+    source: Any
+    writer: Any
+    dir: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sections:
+    dir: Path
+
+
+def check(cfg: DictConfig) -> Request:
+    """Check the configuration of this command.
+
+    Raises:
+        ConfigError: With what does not fit.
+    """
+    values = composition.plain_values(cfg)
+    problems: list[str] = []
+    source, _ = binding.construct(values.pop("data"), "data", problems) or (None, None)
+    writer, _ = binding.construct(values.pop("writer"), "writer", problems) or (None, None)
+    bound = binding.bind(_Sections, values, "", problems)
+    if bound.get("dir") and bound["dir"].exists():
+        problems.append(f"dir must not be there yet. Received: {bound['dir']}.")
+    if problems:
+        raise ConfigError(problems)
+    return Request(source, writer, bound["dir"])
+
+
+def write(request: Request) -> int:
+    """Write the shards; return the exit code."""
+    dataset = config.load(request.source)
+    runtime.import_tensorflow()
+    request.dir.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        staged(request.dir) as staging,
+        tqdm(total=dataset.num_train, desc="records", unit="row", disable=None) as bar,
+    ):
+        staging.mkdir()
+        try:
+            for num_rows in request.writer.write(dataset, staging):
+                bar.update(num_rows)
+        except (ValueError, OSError) as error:
+            raise ConfigError([str(error)]) from error
+    log.info("wrote %s rows: %s", f"{dataset.num_train:,}", request.dir)
+    log.info("train on them:  python -m pipeline data=tfrecord data.dir=%s", request.dir)
+    return command.DONE
+
+
+if __name__ == "__main__":
+    command.run(write, config_name="records", check=check)
