@@ -150,6 +150,10 @@ def _convert_plain(value: Any, hint: Any, key: str, problems: list[str]) -> Any:
         return value
     if typing.get_origin(hint) is dict and isinstance(value, Mapping):
         return dict(value)
+    if typing.get_origin(hint) is list and isinstance(value, list):
+        return [_convert(item, typing.get_args(hint)[0], key, problems) for item in value]
+    if typing.get_origin(hint) is list:
+        problems.append(f"{key} must be a list, such as [a,b]. Received: {value!r}.")
     if typing.get_origin(hint) is dict:
         problems.append(f"{key} must be a section. Received: {value!r}.")
     if hint in (int, float, bool, str, Path):

@@ -10,22 +10,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tensorflow as tf
 
+from pipeline import operations, sealed
 from pipeline.binding import ConfigError, first_line
 from pipeline.evaluation import SESSION_GRAPH, Signature, Spec
-from pipeline.run import staged, sync, write_text
+from pipeline.run import DATA, INDEX, NETWORK, Row, RunDirectory, staged, sync, write_text
 
 if TYPE_CHECKING:
     from models.base import BuiltModel
 
-NETWORK = "network.json"
-INDEX, DATA = ".index", ".data-00000-of-00001"
+Groups = Mapping[str, Mapping[str, tf.Variable]]
+"""Variables by path, by group: `weights`, `optimizer`."""
 
 
 @dataclass(frozen=True)
@@ -92,14 +94,16 @@ def write_graph(path: Path, built: BuiltModel) -> None:
         write_text(path.with_name(NETWORK), json.dumps(description, indent=2) + "\n")
     with staged(path) as staging:
         tf.saved_model.save(module, str(staging), signatures=dict(built.signatures))
+        operations.check_saved_model(staging)  # Better now than when it is to be verified.
 
 
 def open_graph(path: Path) -> Graph:
     """Load a SavedModel.
 
     Raises:
-        ConfigError: It is missing or damaged.
+        ConfigError: It is missing or damaged, or has an operation that is not allowed.
     """
+    operations.check_saved_model(path)
     try:
         loaded = tf.saved_model.load(str(path))
         weights = dict(loaded.weights)
@@ -115,7 +119,7 @@ def open_graph(path: Path) -> Graph:
     )
 
 
-def write_checkpoint(prefix: Path, groups: Mapping[str, Mapping[str, tf.Variable]]) -> None:
+def write_checkpoint(prefix: Path, groups: Groups) -> dict[str, str]:
     """Write variables as the checkpoint `prefix.index` and `prefix.data-00000-of-00001`.
 
     The index is renamed into place last: where there is an index, the checkpoint is whole.
@@ -123,52 +127,97 @@ def write_checkpoint(prefix: Path, groups: Mapping[str, Mapping[str, tf.Variable
     Args:
         prefix: Path without suffix.
         groups: Variables by path, by group (`weights`, `optimizer`).
+
+    Returns:
+        The SHA-256 of each file by its name.
+
+    Raises:
+        OSError: It cannot be written.
     """
     checkpoint = tf.train.Checkpoint(**{name: dict(group) for name, group in groups.items()})
     staging = prefix.with_name(f".{prefix.name}.{os.getpid()}.staging")
+    files = {}
     try:
         staging.mkdir()
         checkpoint.write(str(staging / prefix.name))
         for suffix in (DATA, INDEX):
             file = staging / (prefix.name + suffix)
+            files[file.name] = sealed.digest(file)
             sync(file)
             file.rename(prefix.with_name(file.name))
         sync(prefix.parent)
+    except tf.errors.OpError as error:
+        raise OSError(f"{prefix}: {first_line(error)}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+    return files
 
 
-def restore(prefix: Path, weights: Mapping[str, tf.Variable]) -> None:
-    """Assign every variable its value in a checkpoint.
+def remove_checkpoint(prefix: Path) -> None:
+    """Remove a checkpoint, its index first."""
+    for suffix in (INDEX, DATA):
+        prefix.with_name(prefix.name + suffix).unlink(missing_ok=True)
+
+
+def restore_row(run: RunDirectory, row: Row, groups: Groups) -> None:
+    """Assign every variable its value after an epoch, once the checkpoint's files are found to be the row's.
+
+    Raises:
+        ConfigError: They are not, or see `restore`.
+    """
+    run.check_row(row)
+    restore(run.checkpoint(row.epoch), groups)
+
+
+def restore(prefix: Path, groups: Groups) -> None:
+    """Assign every variable of some groups its value in a checkpoint.
 
     Raises:
         ConfigError: A file is missing or damaged, or a variable is missing or of another shape; the
             message names it.
     """
+    reader = _reader(prefix)
+    shapes = reader.get_variable_to_shape_map()
+    problems = []
+    for group, variables in groups.items():
+        for name, variable in variables.items():
+            key = variable_key(group, name)
+            if key not in shapes:
+                problems.append(f"{prefix} must hold the variable {name!r}. It is missing.")
+                continue
+            if shapes[key] != variable.shape.as_list():
+                problems.append(
+                    f"{prefix} must hold {name!r} as {variable.shape.as_list()}. Received: {shapes[key]}."
+                )
+                continue
+            try:
+                variable.assign(reader.get_tensor(key))
+            except Exception as error:  # As above.
+                problems.append(f"{prefix} is damaged at {name!r}: {first_line(error)}")
+    if problems:
+        raise ConfigError(problems)
+
+
+def read_group(prefix: Path, group: str, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Return values of a checkpoint's group by name, of any shape.
+
+    Raises:
+        ConfigError: A file is missing or damaged, or a value is missing.
+    """
+    reader = _reader(prefix)
     try:
-        reader = tf.train.load_checkpoint(str(prefix))
-        shapes = reader.get_variable_to_shape_map()
+        return {name: reader.get_tensor(variable_key(group, name)) for name in names}
+    except Exception as error:  # As above.
+        raise ConfigError([f"{prefix} must hold {group}. Reading it failed: {first_line(error)}"]) from error
+
+
+def _reader(prefix: Path) -> Any:
+    try:
+        return tf.train.load_checkpoint(str(prefix))
     except Exception as error:  # As above.
         raise ConfigError(
             [f"{prefix} must be a whole checkpoint. Opening it failed: {first_line(error)}"]
         ) from error
-    problems = []
-    for name, variable in weights.items():
-        key = variable_key("weights", name)
-        if key not in shapes:
-            problems.append(f"{prefix} must hold the variable {name!r}. It is missing.")
-            continue
-        if shapes[key] != variable.shape.as_list():
-            problems.append(
-                f"{prefix} must hold {name!r} as {variable.shape.as_list()}. Received: {shapes[key]}."
-            )
-            continue
-        try:
-            variable.assign(reader.get_tensor(key))
-        except Exception as error:  # As above.
-            problems.append(f"{prefix} is damaged at {name!r}: {first_line(error)}")
-    if problems:
-        raise ConfigError(problems)
 
 
 def variable_key(group: str, path: str) -> str:

@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import hydra
@@ -104,7 +105,13 @@ class Job:
         return self.task(checked) if self.on_epoch is None else self.task(checked, on_epoch=self.on_epoch)
 
 
-def run(task: Callable[[Any], Any], *, config_name: str, check: Callable[[DictConfig], Any]) -> NoReturn:
+def run(
+    task: Callable[[Any], Any],
+    *,
+    config_name: str,
+    check: Callable[[DictConfig], Any],
+    complete: Callable[[Sequence[str]], list[str]] = list,
+) -> NoReturn:
     """Run a task as a Hydra app and exit with its code.
 
     Args:
@@ -112,6 +119,7 @@ def run(task: Callable[[Any], Any], *, config_name: str, check: Callable[[DictCo
         config_name: The primary configuration in `conf`.
         check: Called with the composed configuration: for a single job before anything is written, and
             with the `hydra` section. Raises `ConfigError`.
+        complete: Returns the overrides of the command line with those that they imply.
     """
     arguments = get_args_parser().parse_args()
     register_resolvers()
@@ -120,6 +128,7 @@ def run(task: Callable[[Any], Any], *, config_name: str, check: Callable[[DictCo
         if any(getattr(arguments, flag) for flag in HYDRA_FLAGS):
             hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(task)()
         else:
+            arguments.overrides = complete(arguments.overrides)
             code = _run_job_or_sweep(arguments, task, config_name, check)
     except ConfigError as error:
         _exit(BAD_INPUT, error.problems, error)
@@ -139,8 +148,17 @@ def run(task: Callable[[Any], Any], *, config_name: str, check: Callable[[DictCo
 
 
 def register_resolvers() -> None:
-    """Make `names` known to configuration files: the entries that are true, such as the formats chosen."""
+    """Make two functions known to configuration files.
+
+    `names` are the entries that are true, such as the formats chosen; `resumed` is the directory of the run
+    that is to go on, or else a new one.
+    """
     OmegaConf.register_new_resolver("names", _names, replace=True)
+    OmegaConf.register_new_resolver("resumed", _resumed, replace=True)
+
+
+def _resumed(resume: str | None, new: str) -> str:
+    return new if resume is None else str(Path(resume).expanduser().absolute())
 
 
 def _names(entries: Mapping[str, bool]) -> str:

@@ -7,8 +7,9 @@ of the other sections is here. All problems are found before any is reported.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pipeline.binding import ConfigError, bind, construct, unknown
@@ -39,11 +40,28 @@ EPOCHS = "all, best, last, a number, or a list such as [1,3]"
 
 
 @dataclass(frozen=True, kw_only=True)
+class EarlyStopping:
+    """The section `train.early_stopping`.
+
+    Attributes:
+        patience: Epochs without an improvement of `best.metric` after which training stops; `None` is never.
+        min_delta: By how much an epoch must be better than all before it to be an improvement.
+    """
+
+    patience: Annotated[int, ">= 1"] | None
+    min_delta: Annotated[float, ">= 0"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Train:
     """The section `train`.
 
     Attributes:
         epochs: Passes over the training split.
+        resume: A run that is to go on, with the configuration that it recorded.
+        keep: Which checkpoints are kept: `all`, the `best` and the last, or a number of the last and the
+            best. Those of epochs that are to be exported by their number are kept in any case.
+        early_stopping: See `EarlyStopping`.
         compile: What compiles a training step: TensorFlow's graph executor, or XLA.
         deterministic: Whether the same command gives the same bits, at some cost in speed.
         on_interrupt: What Ctrl-C and SIGTERM do once training has stopped: only `stop`, or go on to
@@ -51,6 +69,9 @@ class Train:
     """
 
     epochs: Annotated[int, ">= 0"]
+    resume: Path | None
+    keep: Any
+    early_stopping: EarlyStopping
     compile: Literal["graph", "xla"]
     deterministic: bool
     on_interrupt: Literal["stop", "export"]
@@ -106,7 +127,7 @@ class Sweep:
     epoch: Literal["best", "last"]
 
     @property
-    def objectives(self) -> list[tuple[str, str]]:
+    def objectives(self) -> list[tuple[str, Any]]:
         """Each metric with its direction."""
         return paired(self.metric, self.direction)
 
@@ -144,6 +165,7 @@ class Settings:
         sweep: See `Sweep`.
         seed: Seeds the initial weights and the order of the examples.
         epoch: The epochs to export: `last`, `best`, `all`, a number, or a list of numbers.
+        trust: What a graph may have besides the operations that compute.
         resolved: The configuration as plain JSON values, paths made absolute.
     """
 
@@ -157,6 +179,7 @@ class Settings:
     sweep: Sweep
     seed: int
     epoch: Any
+    trust: Sequence[str]
     resolved: Mapping[str, Any]
 
 
@@ -170,6 +193,7 @@ class _Sections:
     sweep: Sweep
     seed: Annotated[int, ">= 0", f"<= {2**31 - 1}"]
     epoch: Any
+    trust: list[str]
 
 
 def check(values: Mapping[str, Any]) -> Settings:
@@ -194,6 +218,7 @@ def check(values: Mapping[str, Any]) -> Settings:
     if bound.get("train") and bound.get("export"):
         problems += check_epochs(bound["epoch"], bound["export"])
         problems += _too_late(bound["epoch"], bound["train"].epochs)
+        problems += _check_keep(bound["train"].keep, bound["epoch"])
     if problems:
         raise ConfigError(problems)
     return Settings(
@@ -251,7 +276,7 @@ def check_epochs(epoch: Any, export: Export) -> Iterable[str]:
         )
 
 
-def paired(metric: Any, direction: Any) -> list[tuple[str, str]]:
+def paired(metric: Any, direction: Any) -> list[tuple[str, Any]]:
     """Return each metric with its direction, of one or of a list of each."""
     return list(zip(_listed(metric), _listed(direction), strict=False))
 
@@ -271,6 +296,13 @@ def _check_sweep(sweep: Sweep) -> Iterable[str]:
         yield (
             f"sweep.direction must be given for each of {len(metrics)} metrics. Received: {sweep.direction}."
         )
+
+
+def _check_keep(keep: Any, epoch: Any) -> Iterable[str]:
+    if keep not in ("all", "best") and (type(keep) is not int or keep < 1):
+        yield f"train.keep must be all, best or a number >= 1. Received: {keep}."
+    elif keep != "all" and epoch == "all":
+        yield f"epoch=all needs the checkpoint of every epoch: train.keep=all. Received: train.keep={keep}."
 
 
 def _too_late(epoch: Any, num_epochs: int) -> Iterable[str]:

@@ -1,25 +1,28 @@
 """What an epoch leaves behind, written in a thread of its own while the next one is trained.
 
-Order is kept: the checkpoint first, then the row of the log, so that a row's checkpoint is always whole.
+Order is kept: the checkpoint first, then the row of the log, so that a row's checkpoint is always whole;
+only then what is no longer needed is removed.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
 import tensorflow as tf
 
 from pipeline import checkpoints
+from pipeline.checkpoints import Groups
+from pipeline.epochs import Policy
 from pipeline.events import EventWriter
-from pipeline.run import Row, RunDirectory
+from pipeline.resume import path_of_unfinished
+from pipeline.run import INDEX, Row, RunDirectory
 
 log = logging.getLogger(__name__)
-
-Groups = Mapping[str, Mapping[str, tf.Variable]]
 
 
 class EpochWriter:
@@ -32,10 +35,19 @@ class EpochWriter:
         events: The curves; safe to write to meanwhile.
     """
 
-    def __init__(self, run: RunDirectory, groups: Groups) -> None:
-        """Prepare to write groups of variables by path, as `checkpoints.write_checkpoint` takes them."""
+    def __init__(self, run: RunDirectory, groups: Groups, policy: Policy, rows: Sequence[Row] = ()) -> None:
+        """Prepare to write.
+
+        Args:
+            run: The run.
+            groups: Variables by path, as `checkpoints.write_checkpoint` takes them.
+            policy: Says which checkpoints are kept.
+            rows: The log so far.
+        """
         self.events = EventWriter(run.tensorboard)
         self._run = run
+        self._policy = policy
+        self._rows = list(rows)
         self._groups = groups
         self._copies = {
             group: {path: tf.Variable(variable, trainable=False) for path, variable in variables.items()}
@@ -63,11 +75,20 @@ class EpochWriter:
             in_flight.result()
 
     def _write(self, row: Row) -> None:
-        checkpoints.write_checkpoint(self._run.checkpoint(row.epoch), self._copies)
-        self._run.append_row(row)
+        files = checkpoints.write_checkpoint(self._run.checkpoint(row.epoch), self._copies)
+        self._rows.append(replace(row, files=files))
+        self._run.append_row(self._rows[-1])
+        self._remove_what_is_not_kept()
         scalars = {f"test/{name}": value for name, value in row.test.items()}
         scalars |= {f"train/{name}": value for name, value in (row.train or {}).items()}
         self.events.scalars(row.step, scalars)
+
+    def _remove_what_is_not_kept(self) -> None:
+        path_of_unfinished(self._run).unlink(missing_ok=True)
+        kept = {self._run.checkpoint(epoch).name for epoch in self._policy.kept(self._rows)}
+        for index in self._run.graph.parent.glob(f"*-[0-9]*{INDEX}"):
+            if index.stem not in kept:
+                checkpoints.remove_checkpoint(index.with_suffix(""))
 
     def __enter__(self) -> Self:
         self.events.__enter__()

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from pipeline import binding, command, composition, config, recorded, runtime
+from pipeline import binding, command, composition, config, epochs, recorded, runtime
 from pipeline.binding import ConfigError
 from pipeline.ledger import FINISHED, Ledger
 from pipeline.recorded import Recorded
-from pipeline.run import Row, select_rows
+from pipeline.run import Row
 
 if TYPE_CHECKING:
     from data.base import Dataset
@@ -73,6 +73,7 @@ class _Sections:
     format: Any
     verify: dict[str, Any]
     data: dict[str, Any]
+    trust: list[str]
 
 
 def check(cfg: DictConfig) -> Batch:
@@ -102,7 +103,8 @@ def check(cfg: DictConfig) -> Batch:
 
 
 def _request(values: _Sections, run_dir: Path, trial: int | None = None) -> Request:
-    past = recorded.read(run_dir, data=values.data, verify=recorded.given(values.verify))
+    verify = recorded.given(values.verify)
+    past = recorded.read(run_dir, data=values.data, verify=verify, trust=values.trust)
     exports = {name: path for name in config.FORMATS if (path := past.run.newest_export(name))}
     wanted = values.format if isinstance(values.format, list) else [values.format]
     if values.format is not None:
@@ -112,7 +114,7 @@ def _request(values: _Sections, run_dir: Path, trial: int | None = None) -> Requ
         exports = {name: path for name, path in exports.items() if name in wanted}
     rows = []
     if values.format is None or "checkpoint" in wanted:
-        rows = select_rows(past.rows, values.epochs, vars(past.best))
+        rows = epochs.select(past.rows, values.epochs, past.best, past.kept)
     return Request(past, rows, exports, trial)
 
 
@@ -173,11 +175,11 @@ def _restore(request: Request, dataset: Dataset) -> tuple[list[tuple[str, Verifi
     runtime.start_tensorflow(seed=past.seed, deterministic=past.deterministic)
     from pipeline import receipts, report, verification
 
-    epochs = verification.verify_checkpoints(run, request.rows, dataset, past.verify)
+    rows = verification.verify_checkpoints(run, request.rows, dataset, past.verify)
     exports = verification.verify_exports(run, request.exports, past.rows, dataset, past.verify)
-    receipt = receipts.write(run, len(past.rows), epochs, exports)
+    receipt = receipts.write(run, len(past.rows), rows, exports)
     report.write(run)
-    labelled = [(str(row.epoch), row) for row in epochs] + [(row.label, row) for row in exports]
+    labelled = [(str(row.epoch), row) for row in rows] + [(row.label, row) for row in exports]
     if request.trial is not None:
         labelled = [(f"{request.trial}/{label}", row) for label, row in labelled]
     conclusion = f"receipt: {run.verification}    page: {run.report}"

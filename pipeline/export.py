@@ -13,11 +13,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from pipeline import binding, command, composition, config, recorded, runtime
+from pipeline import binding, command, composition, config, epochs, recorded, runtime
 from pipeline.binding import ConfigError
 from pipeline.config import Export
 from pipeline.recorded import Recorded
-from pipeline.run import Row, select_rows
+from pipeline.run import Row
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class _Sections:
     best: dict[str, Any]
     verify: dict[str, Any]
     data: dict[str, Any]
+    trust: list[str]
 
 
 def check(cfg: DictConfig) -> Request:
@@ -59,7 +60,13 @@ def check(cfg: DictConfig) -> Request:
         raise ConfigError(problems)
     values = _Sections(**bound)
     verify = recorded.given(values.verify)
-    past = recorded.read(values.run_dir, data=values.data, verify=verify, best=recorded.given(values.best))
+    past = recorded.read(
+        values.run_dir,
+        data=values.data,
+        verify=verify,
+        best=recorded.given(values.best),
+        trust=values.trust,
+    )
     problems += config.check_export(values.export, past.verify)
     problems += config.check_epochs(values.epoch, values.export)
     if problems:
@@ -69,8 +76,9 @@ def check(cfg: DictConfig) -> Request:
         f"format=[{','.join(values.export.chosen)}]",
         *(command.override(f"verify.{key}", value) for key, value in verify.items()),
         *(command.override(f"+data.{key}", value) for key, value in values.data.items()),
+        f"trust=[{','.join(values.trust)}]",
     ]
-    rows = select_rows(past.rows, values.epoch, vars(past.best))
+    rows = epochs.select(past.rows, values.epoch, past.best, past.kept)
     return Request(past, rows, values.export, arguments)
 
 
@@ -82,10 +90,9 @@ def export(request: Request) -> int:
         runtime.start_tensorflow(seed=past.seed, deterministic=past.deterministic)
         from pipeline import exporting
 
-        epochs = [row.epoch for row in request.rows]
-        source = exporting.source(past.run, epochs, request.export, dataset, past.verify)
+        source = exporting.source(past.run, request.rows, request.export, dataset, past.verify)
         exporting.rehearse(source)
-        exporting.record_answers(past.run, epochs)
+        exporting.record_answers(past.run, request.rows)
         exporting.export(source)
         code = command.in_fresh_process("pipeline.evaluate", request.verification, received)
         if received:

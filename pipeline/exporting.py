@@ -15,7 +15,7 @@ from pipeline import checkpoints, formats, parity
 from pipeline.binding import ConfigError
 from pipeline.config import Export, Verify
 from pipeline.formats.base import Requests, Source
-from pipeline.run import RunDirectory
+from pipeline.run import Row, RunDirectory
 
 if TYPE_CHECKING:
     from data.base import Dataset
@@ -38,7 +38,7 @@ def rehearse(source: Source) -> None:
     made = [name for name in source.options.chosen if not formats.load(name).TRAITS.copied]
     for name in tqdm(made, desc="rehearse exports", unit="format", disable=None, leave=False):
         try:
-            left_out = formats.rehearse(replace(source, numbers=[]), name)
+            left_out = formats.rehearse(replace(source, rows=[]), name)
         except ConfigError as error:
             problems += error.problems
             continue
@@ -56,23 +56,23 @@ def export(source: Source) -> None:
         log.info("exported epoch%s %s: %s", "s" if len(source.numbers) > 1 else "", numbers, directory)
 
 
-def record_answers(run: RunDirectory, epochs: Sequence[int]) -> None:
+def record_answers(run: RunDirectory, rows: Sequence[Row]) -> None:
     """Write what the run's graph answers with the variables of each epoch, where the training did not."""
-    missing = [epoch for epoch in epochs if not run.answers(epoch).exists()]
+    missing = [row for row in rows if not run.answers(row.epoch).exists()]
     if missing:
         graph, requests = checkpoints.open_graph(run.graph), parity.read(run.requests)
-        for epoch in missing:
-            checkpoints.restore(run.checkpoint(epoch), graph.weights)
-            parity.write(run.answers(epoch), parity.answer(graph.functions, requests))
+        for row in missing:
+            checkpoints.restore_row(run, row, {"weights": graph.weights})
+            parity.write(run.answers(row.epoch), parity.answer(graph.functions, requests))
 
 
 def source(
-    run: RunDirectory, epochs: Sequence[int], options: Export, dataset: Dataset, verify: Verify
+    run: RunDirectory, rows: Sequence[Row], options: Export, dataset: Dataset, verify: Verify
 ) -> Source:
-    """Return what exports of some epochs of a run are written from."""
+    """Return what exports of the epochs of some rows of a run are written from."""
     return Source(
         run,
-        sorted(epochs),
+        sorted(rows, key=lambda row: row.epoch),
         options,
         parity.read(run.requests),
         functools.partial(_calibration, run, dataset),

@@ -40,8 +40,8 @@ class Schedule:
             return rate
         return keras.optimizers.schedules.CosineDecay(
             initial_learning_rate=0.0 if self.warmup_steps else rate,
-            decay_steps=max(1, num_steps - self.warmup_steps),
-            # A cosine that ends where it began is constant.
+            # A cosine that ends where it began is constant, however long it takes.
+            decay_steps=1 if self.schedule == "constant" else max(1, num_steps - self.warmup_steps),
             alpha=1.0 if self.schedule == "constant" else self.final_fraction,
             warmup_target=rate if self.warmup_steps else None,
             warmup_steps=self.warmup_steps,

@@ -36,6 +36,7 @@ class Settings:
     Attributes:
         export_dir: An export, or a folder of its versions, of which the newest is taken.
         signature: The signature to call; `None` is `serving_default`, or the one whose inputs a line names.
+        trust: Operations that its graph may have besides those that compute.
         allow_unverified: Whether to open an export without a receipt that says match.
         batch_size: How many lines are answered by one call, if so many are waiting.
         batch_wait_secs: How long a line waits for others.
@@ -43,6 +44,7 @@ class Settings:
 
     export_dir: Path
     signature: str | None
+    trust: list[str]
     allow_unverified: bool
     batch_size: Annotated[int, ">= 1"]
     batch_wait_secs: Annotated[float, ">= 0"]
@@ -86,7 +88,9 @@ def check(cfg: DictConfig) -> Settings:
 
 def predict(settings: Settings) -> int:
     """Answer every line of the standard input; return the exit code: bad input if a line was bad."""
-    opened = predictor.open(settings.export_dir, allow_unverified=settings.allow_unverified)
+    opened = predictor.open(
+        settings.export_dir, allow_unverified=settings.allow_unverified, trust=settings.trust
+    )
     if settings.signature is not None and settings.signature not in opened.signatures:
         raise ConfigError([unknown("signature", settings.signature, opened.signatures)])
     num_lines = num_bad = 0

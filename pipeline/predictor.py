@@ -10,17 +10,17 @@ formats that are TensorFlow's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline import formats, receipts, runtime
+from pipeline import formats, operations, receipts, runtime
 from pipeline.binding import ConfigError, first_line, unknown
 from pipeline.evaluation import Signature, Spec
-from pipeline.formats.base import has_manifest, read_manifest
+from pipeline.formats.base import Manifest, has_manifest, read_manifest
 
 WITHOUT_TENSORFLOW = ("tflite", "onnx")
 DEFAULT = "serving_default"
@@ -85,22 +85,28 @@ class Predictor:
         return default.answer(inputs)
 
 
-def open(export_dir: str | Path, *, epoch: int | None = None, allow_unverified: bool = False) -> Predictor:
-    """Open an export.
+def open(
+    export_dir: str | Path,
+    *,
+    epoch: int | None = None,
+    allow_unverified: bool = False,
+    trust: Iterable[str] = (),
+) -> Predictor:
+    """Open an export, which need not come from somebody trusted.
 
     Args:
         export_dir: A version's directory, or that of a format, of which the newest version is taken.
         epoch: Which of its epochs, if it holds several; `None` is the last of them.
-        allow_unverified: Whether to open an export that was not verified, or not with success, or that
-            has changed since.
+        allow_unverified: Whether to open an export that was not verified, or not with success.
+        trust: Operations that its graph may have besides those that compute.
 
     Raises:
-        ConfigError: There is no export, it is damaged, or its receipt is missing, says mismatch, or is of
-            other files.
+        ConfigError: There is no export; a file of it has changed since it was written; its receipt is
+            missing, says mismatch, or is of other files; or its graph has an operation that does not compute.
     """
     directory = _newest_version(Path(export_dir))
     manifest = read_manifest(directory)
-    found = None if allow_unverified else _doubt(directory)
+    found = None if allow_unverified else _doubt(directory, manifest)
     if found is not None:
         raise ConfigError(
             [
@@ -108,13 +114,14 @@ def open(export_dir: str | Path, *, epoch: int | None = None, allow_unverified: 
                 f"python -m pipeline.evaluate run_dir={manifest.run}, or allow it with allow_unverified."
             ]
         )
+    operations.trusted.update(trust)
     if manifest.format not in WITHOUT_TENSORFLOW:
         runtime.import_tensorflow()
     if epoch is None:
         epoch = manifest.epochs[-1]
     if epoch not in manifest.epochs:
         raise ConfigError([unknown("epoch", epoch, manifest.epochs)])
-    signatures = formats.load(manifest.format).open(directory, epoch)
+    _, signatures = formats.open(directory, epoch)
     return Predictor(
         directory,
         manifest.format,
@@ -123,15 +130,14 @@ def open(export_dir: str | Path, *, epoch: int | None = None, allow_unverified: 
     )
 
 
-def _doubt(directory: Path) -> str | None:
+def _doubt(directory: Path, manifest: Manifest) -> str | None:
     """Return why an export is not proven, or `None` if it is."""
     receipt = receipts.read(directory)
     if receipt is None:
         return "There is no receipt"
     if receipt["verdict"] != "match":
         return "The receipt says mismatch"
-    changed = receipts.changed_files(directory, receipt)
-    return f"Changed since it was verified: {', '.join(changed)}" if changed else None
+    return None if receipt.get("files") == manifest.files else "The receipt is of other files"
 
 
 def _newest_version(path: Path) -> Path:

@@ -6,14 +6,13 @@ The run's receipt holds every epoch and the receipt of every export; an export's
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import formats
-from pipeline.formats.base import FACTS, MANIFEST
+from pipeline import formats, sealed
+from pipeline.formats.base import FACTS, read_manifest
 from pipeline.run import RunDirectory, write_text
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def write(
         by_artifact.setdefault(verified.artifact, []).append(verified)
     for artifact, held in by_artifact.items():
         receipt = _receipt(held[0].format, artifact, [verified.as_json() for verified in held], [])
-        receipt["files"] = _digests(run.path / artifact)
+        receipt["files"] = dict(read_manifest(run.path / artifact).files)
         receipts[artifact] = receipt
         facts = run.path / artifact / formats.load(held[0].format).TRAITS.facts
         write_text(facts / formats.RECEIPT, _dump(receipt))
@@ -61,7 +60,7 @@ def write(
 def _read(run: RunDirectory, num_epochs: int) -> tuple[dict[int, Receipt], dict[str, Receipt]]:
     """Return the rows of an earlier receipt by epoch and its exports by artifact, as far as they exist."""
     try:
-        before = json.loads(run.verification.read_text())
+        before = sealed.unseal(run.verification.read_text())
         rows = {row["epoch"]: row for row in before["epochs"] if row["epoch"] < num_epochs}
         exports = before.get("exports", [])
         receipts = {e["artifact"]: e for e in exports if (run.path / e["artifact"]).is_dir()}
@@ -87,21 +86,6 @@ def _version(export: Receipt) -> int:
     return int(export["artifact"].rpartition("/")[2])
 
 
-def _digests(directory: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file of an export but those that say something about it."""
-    return {
-        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name not in (MANIFEST, formats.RECEIPT)
-    }
-
-
-def changed_files(directory: Path, receipt: Receipt) -> list[str]:
-    """Return the files of an export that are not as they were when it was verified."""
-    now, then = _digests(directory), receipt.get("files", {})
-    return sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
-
-
 def _matches(row: Receipt) -> bool:
     compared = [*row["metrics"].values(), *row.get("signatures", {}).values()]
     good = bool(row["metrics"]) and all(value["match"] for value in compared)
@@ -109,16 +93,21 @@ def _matches(row: Receipt) -> bool:
 
 
 def _dump(receipt: Mapping[str, Any]) -> str:
-    return json.dumps(receipt, indent=2, allow_nan=False) + "\n"
+    return json.dumps(sealed.seal(receipt), indent=2) + "\n"
 
 
 def read(directory: Path) -> Receipt | None:
     """Return the receipt inside an export, or `None` if there is none that can be read."""
-    for facts in FACTS:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            receipt: Receipt = json.loads((directory / facts / formats.RECEIPT).read_text())
-            if receipt["verdict"] in ("match", "mismatch"):
-                return receipt
+    found = (read_file(directory / facts / formats.RECEIPT) for facts in FACTS)
+    return next((receipt for receipt in found if receipt is not None), None)
+
+
+def read_file(path: Path) -> Receipt | None:
+    """Return the receipt in a file, or `None` if there is none that can be read."""
+    with contextlib.suppress(OSError, ValueError):
+        receipt = sealed.unseal(path.read_text())
+        if receipt.get("verdict") in ("match", "mismatch"):
+            return receipt
     return None
 
 

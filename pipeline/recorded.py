@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import binding
+from pipeline import binding, operations, sealed
 from pipeline.binding import ConfigError
-from pipeline.config import Best, Verify
+from pipeline.config import Best, Train, Verify
+from pipeline.epochs import Policy
 from pipeline.run import Row, RunDirectory
 
 if TYPE_CHECKING:
     from data.base import Source
+
+
+TRUSTED = ("data",)
+"""Packages whose classes a recorded configuration may name."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Recorded:
         source: Its data source, constructed.
         verify: See `Verify`.
         best: See `Best`.
+        kept: The epochs whose checkpoints are kept.
     """
 
     run: RunDirectory
@@ -35,6 +41,7 @@ class Recorded:
     source: Source
     verify: Verify
     best: Best
+    kept: set[int]
 
     @property
     def seed(self) -> int:
@@ -53,29 +60,57 @@ def read(
     data: Mapping[str, Any],
     verify: Mapping[str, Any],
     best: Mapping[str, Any] | None = None,
+    trust: Sequence[str] = (),
 ) -> Recorded:
     """Read what a run recorded, and check what is given instead.
+
+    The run is not trusted: its files are held against their digests, and of the classes that it names only
+    those of `data` are imported.
 
     Args:
         run_dir: The run's directory.
         data: Replaces keys of the recorded section.
         verify: The same.
         best: The same.
+        trust: Further packages whose classes may be imported, and operations that its graph may have.
 
     Raises:
-        ConfigError: This is no run directory, the log is damaged, or a section does not hold.
+        ConfigError: This is no run directory, the log or the graph is damaged, or a section does not hold.
     """
+    operations.trusted.update(trust)
     run = RunDirectory(run_dir)
     facts = run.read_facts()
     rows = run.read_rows()
+    if changed := sealed.problems(run.path, facts["files"]):
+        raise ConfigError(changed)
     sections = facts["config"]
     problems: list[str] = []
     bound_verify = binding.bind(Verify, {**sections["verify"], **verify}, "verify.", problems)
     bound_best = binding.bind(Best, {**sections["best"], **(best or {})}, "best.", problems)
-    source, _ = binding.construct({**sections["data"], **data}, "data", problems)
+    # What the run itself kept is a matter of its own `best`.
+    bound_train = binding.bind(Train, sections["train"], "train.", problems)
+    own_best = binding.bind(Best, sections["best"], "best.", problems)
+    values = {**sections["data"], **data}
+    if "_target_" not in data:
+        problems += _untrusted(values, [*TRUSTED, *trust])
     if problems:
         raise ConfigError(problems)
-    return Recorded(run, facts, rows, source, Verify(**bound_verify), Best(**bound_best))
+    source, _ = binding.construct(values, "data", problems)
+    if problems:
+        raise ConfigError(problems)
+    policy = Policy(Train(**bound_train), Best(**own_best), sections.get("epoch"))
+    return Recorded(run, facts, rows, source, Verify(**bound_verify), Best(**bound_best), policy.kept(rows))
+
+
+def _untrusted(values: Mapping[str, Any], trusted: Sequence[str]) -> Iterator[str]:
+    """Yield what is wrong with the class that a recorded section names."""
+    target = str(values.get("_target_"))
+    if not any(target.startswith(f"{package}.") for package in trusted):
+        package = target.partition(".")[0]
+        yield (
+            f"data._target_ must be in a package that is trusted: {', '.join(trusted)}. Received: {target}. "
+            f"If it is yours, add trust=[{package}]."
+        )
 
 
 def given(section: Mapping[str, Any]) -> dict[str, Any]:

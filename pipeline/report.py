@@ -15,7 +15,7 @@ from xml.etree.ElementTree import Element
 
 from omegaconf import OmegaConf
 
-from pipeline import charts, command, page
+from pipeline import charts, command, page, sealed
 from pipeline.charts import Point, Series, element
 from pipeline.run import Row, RunDirectory
 
@@ -126,7 +126,7 @@ def write(run: RunDirectory) -> None:
 def _read(run: RunDirectory) -> _Finished:
     facts, log = run.read_facts(), run.read_rows()
     try:
-        receipt = json.loads(run.verification.read_text())
+        receipt = sealed.unseal(run.verification.read_text())
         verdict, epochs = receipt["verdict"], {found["epoch"]: found for found in receipt["epochs"]}
         exports = [found for export in receipt.get("exports", []) for found in export["epochs"]]
         problems = [sentence for found in [*epochs.values(), *exports] for sentence in _problems(found)]

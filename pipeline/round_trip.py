@@ -12,22 +12,26 @@ from typing import TYPE_CHECKING
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from pipeline import command, composition, config, processes, runtime
-from pipeline.run import Row, RunDirectory, select_rows
+from pipeline import command, composition, config, epochs, operations, processes, resume, runtime
+from pipeline.epochs import Policy
+from pipeline.run import Row, RunDirectory
 
 if TYPE_CHECKING:
     from data.base import Dataset
     from pipeline.training import OnEpoch
 
+CODES = {"match": command.DONE, "mismatch": command.MISMATCH}
+"""The exit code of each verdict."""
+
 log = logging.getLogger("pipeline")
 
 
 def check(cfg: DictConfig) -> config.Settings:
-    """Check the configuration, and, where Hydra has not made it yet, that the run directory is free."""
+    """Check the configuration, and, before Hydra writes to it, that the run can be in its directory."""
     settings = config.check(composition.plain_values(cfg))
     if "hydra" in cfg:
         HydraConfig.instance().set_config(cfg)
-        RunDirectory(Path(cfg.hydra.run.dir)).check_unused()
+        resume.check(RunDirectory(Path(cfg.hydra.run.dir)), settings)
     return settings
 
 
@@ -39,29 +43,49 @@ def round_trip(settings: config.Settings, on_epoch: OnEpoch | None = None) -> co
         on_epoch: Called with an epoch and its metrics after each; returns whether the run is not worth
             to go on with: then nothing is exported.
     """
-    processes.start_server()  # Its imports are done when the training is.
     run = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
-    dataset = config.load(settings.data)
-    config.check_batch(settings.model, dataset)
+    resume.check(run, settings)
     with command.stop_signals() as received, run.claimed():
-        exported = train_and_export(settings, dataset, run, received, on_epoch)
+        progress = resume.find(run)
+        verdict = resume.verdict(run, settings, progress.rows)
+        if verdict is not None:
+            log.info("nothing is left to do: %s, verdict: %s", run.path, verdict)
+            return _result(settings, run, progress.rows, CODES[verdict])
+        processes.start_server()  # Its imports are done when the training is.
+        dataset = config.load(settings.data)
+        config.check_batch(settings.model, dataset)
+        exported = train_and_export(settings, dataset, run, progress, received, on_epoch)
         rows = run.read_rows()
-        objective, *further = _objectives(rows, run, settings.sweep)
         if not exported:
-            return command.Result(objective, epochs=rows[-1].epoch, pruned=True, further=further)
+            return _result(settings, run, rows, pruned=True)
         arguments = [command.override("run_dir", run.path)]
-        code = command.in_fresh_process("pipeline.evaluate", arguments, received)
+        trusted = [type(settings.data).__module__.partition(".")[0], *settings.trust]
+        code = command.in_fresh_process(
+            "pipeline.evaluate", [*arguments, f"trust=[{','.join(trusted)}]"], received
+        )
         if received:
             raise command.StopRequested(received[0])
     log.info("evaluate again:  python -m pipeline.evaluate %s", shlex.join(arguments))
     log.info("see the curves:  tensorboard --logdir %s", shlex.quote(str(run.tensorboard)))
-    verdict = {command.DONE: "match", command.MISMATCH: "mismatch"}.get(code)
-    return command.Result(objective, code, verdict, rows[-1].epoch, further=further)
+    return _result(settings, run, rows, code)
+
+
+def _result(
+    settings: config.Settings,
+    run: RunDirectory,
+    rows: Sequence[Row],
+    code: int = command.DONE,
+    *,
+    pruned: bool = False,
+) -> command.Result:
+    objective, *further = _objectives(rows, run, settings.sweep)
+    verdict = None if pruned else next((name for name, its in CODES.items() if its == code), None)
+    return command.Result(objective, code, verdict, rows[-1].epoch, pruned, further)
 
 
 def _objectives(rows: Sequence[Row], run: RunDirectory, sweep: config.Sweep) -> list[float]:
     (metric, direction), *_ = sweep.objectives
-    (row,) = select_rows(rows, sweep.epoch, {"metric": metric, "direction": direction})
+    (row,) = epochs.select(rows, sweep.epoch, config.Best(metric=metric, direction=direction))
     known = {config.PARAMETERS: float(run.read_facts()["model"]["parameters"]), **row.test}
     return [known[name] for name, _ in sweep.objectives]
 
@@ -74,10 +98,11 @@ def train_and_export(
     settings: config.Settings,
     dataset: Dataset,
     run: RunDirectory,
+    progress: resume.Progress,
     received: Sequence[int],
     on_epoch: OnEpoch | None,
 ) -> bool:
-    """Train, and export the epochs asked for.
+    """Train what is left to train, and export what is left to export of the epochs asked for.
 
     Returns:
         Whether it was exported; not if `on_epoch` stopped the training.
@@ -85,34 +110,38 @@ def train_and_export(
     Raises:
         StopRequested: A signal was received, and the configuration says to stop at that.
     """
+    operations.trusted.update(settings.trust)
     runtime.start_tensorflow(seed=settings.seed, deterministic=settings.train.deterministic)
     from pipeline import exporting, training
 
+    policy = Policy(settings.train, settings.best, settings.epoch)
     prepared = training.prepare(
         run,
         settings.model,
         dataset,
         settings.optimizer,
-        epochs=settings.train.epochs,
+        policy=policy,
         seed=settings.seed,
-        use_xla=settings.train.compile == "xla",
         metrics=[settings.best.metric, *_metrics(settings.sweep)],
         config=settings.resolved,
         stopped=lambda: bool(received),
     )
     exporting.rehearse(exporting.source(run, [], settings.export, dataset, settings.verify))
-    started = time.perf_counter()
-    finished = prepared.fit(on_epoch)
+    started, before = time.perf_counter(), progress.rows[-1].epoch if progress.rows else 0
+    finished = prepared.fit(progress, on_epoch)
     rows = run.read_rows()
-    seconds = time.perf_counter() - started
-    log.info("trained %d epochs in %.1f s: %s", rows[-1].epoch, seconds, run.path)
+    seconds, trained = time.perf_counter() - started, rows[-1].epoch - before
+    of_all = f" of {rows[-1].epoch}" if before else ""
+    log.info("trained %d epochs%s in %.1f s: %s", trained, of_all, seconds, run.path)
     if received and settings.train.on_interrupt == "stop":
+        log.info("go on with:  python -m pipeline %s", command.override(resume.KEY, run.path))
         raise command.StopRequested(received[0])
     if not finished and not received:
         return False
-    chosen = select_rows(rows, settings.epoch if finished else "last", settings.resolved["best"])
+    wanted = settings.epoch if finished else "last"
+    chosen = epochs.select(rows, wanted, settings.best, policy.kept(rows))
     for row in chosen:
-        prepared.record_answers(row.epoch)
-    epochs = [row.epoch for row in chosen]
-    exporting.export(exporting.source(run, epochs, settings.export, dataset, settings.verify))
+        prepared.record_answers(row)
+    left = resume.unexported(run, chosen, settings.export)
+    exporting.export(exporting.source(run, chosen, left, dataset, settings.verify))
     return True

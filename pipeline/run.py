@@ -1,12 +1,16 @@
 """A run directory: where everything about a run is, and how it is written so that a crash loses nothing.
 
-run.json         what was run: configuration, versions, device, data, sizes
-metrics.jsonl    the log, a line per epoch
-checkpoints/     graph/ and epoch-0000, epoch-0001, ...; requests, and answers of exported epochs
+run.json         what was run: configuration, versions, device, data, sizes; digests of the graph's files
+metrics.jsonl    the log, a line per epoch, with the digests of its checkpoint
+checkpoints/     graph/ and epoch-0000, epoch-0001, ...; requests, and answers of exported epochs;
+                 unfinished.json and step-00000007 while an epoch is unfinished
 export/          <format>/<version>/
 verification.json  the receipt
 report.html      all of it as a page
 tensorboard/     event files
+.lock            which process writes here
+
+JSON objects are sealed (`pipeline.sealed`): a file that was changed is told from one that is whole.
 """
 
 from __future__ import annotations
@@ -18,11 +22,12 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.binding import ConfigError, unknown
+from pipeline import lock, sealed
+from pipeline.binding import ConfigError
 
 Metrics = dict[str, float]
 
@@ -36,9 +41,16 @@ REQUIRED_FACTS = (
     "config.verify",
     "config.best.metric",
     "config.best.direction",
-    "config.train.deterministic",
+    "config.train",
+    "files",
 )
 """What of `run.json` is needed to evaluate the run again."""
+
+NETWORK = "network.json"
+"""Beside the graph: the description of the Keras network, where the model has one."""
+
+INDEX, DATA = ".index", ".data-00000-of-00001"
+"""What the files of a checkpoint end in."""
 
 PATTERN_CHARACTERS = frozenset("*?[\\")
 """Characters that TensorFlow's file system reads as a pattern."""
@@ -54,6 +66,7 @@ class Row:
         train: Mean of the training batches' losses over the epoch; `None` for epoch 0.
         test: Metrics of the held-out split.
         checkpoint: Path of the checkpoint, relative to the run directory, without its suffix.
+        files: SHA-256 of each of its files, by their names in `checkpoints/`.
     """
 
     epoch: int
@@ -61,6 +74,7 @@ class Row:
     train: Metrics | None
     test: Metrics
     checkpoint: str
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,16 +112,29 @@ class RunDirectory:
         """Return the path of what the trained model answered after an epoch."""
         return self.path / "checkpoints" / f"answers-{epoch:04d}.npz"
 
-    def check_unused(self) -> None:
-        """Check that no run has been here, and that TensorFlow can write here.
+    @property
+    def log(self) -> Path:
+        """The log."""
+        return self.path / "metrics.jsonl"
+
+    def check_usable(self) -> None:
+        """Check that a run can start, or go on, here, and that TensorFlow can write here.
 
         Raises:
-            ConfigError: There is one, and it is left as it was; or TensorFlow would take the path for a
-                pattern of paths.
+            ConfigError: There is something that no run wrote, or that one did which cannot go on; another
+                process is writing here; or TensorFlow would take the path for a pattern of paths.
         """
-        if any((self.path / name).exists() for name in WRITTEN):
-            raise ConfigError([_taken(self.path)])
         self._check_path("hydra.run.dir")
+        found = [name for name in WRITTEN if (self.path / name).exists()]
+        claimed = (self.path / lock.NAME).exists()
+        if found and (not claimed or ("export" in found and not self.log.exists())):
+            raise ConfigError(
+                [
+                    f"hydra.run.dir must be new, or hold a run that can go on. {self.path} holds "
+                    f"{', '.join(found)} and no such run; it is left as it was. Choose another directory."
+                ]
+            )
+        lock.check_free(self.path)
 
     def _check_path(self, key: str) -> None:
         if set(str(self.path.absolute())) & PATTERN_CHARACTERS:
@@ -117,33 +144,40 @@ class RunDirectory:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Take the directory for a new run; of two processes that try, one succeeds.
+        """Take the directory for a run; of two processes that try, one succeeds.
 
-        A claim under which no epoch was logged is given back, with all that was written.
+        What a run left behind that logged no epoch is removed, before and afterwards.
 
         Raises:
-            ConfigError: Another run was, or is, here.
+            ConfigError: See `check_usable`.
         """
-        self.check_unused()
-        checkpoints = self.path / "checkpoints"
-        try:
-            checkpoints.mkdir(parents=True)
-        except FileExistsError:
-            raise ConfigError([_taken(self.path)]) from None
-        try:
-            yield
-        finally:
-            if not (self.path / "metrics.jsonl").exists():
-                shutil.rmtree(checkpoints, ignore_errors=True)
-                (self.path / "run.json").unlink(missing_ok=True)
+        self.check_usable()
+        self.path.mkdir(parents=True, exist_ok=True)
+        with lock.locked(self.path):
+            try:
+                self._clean()
+                (self.path / "checkpoints").mkdir(exist_ok=True)
+                yield
+            finally:
+                self._clean()
+
+    def _clean(self) -> None:
+        for folder in (self.path, self.path / "checkpoints", *(self.path / "export").glob("*")):
+            for left in folder.glob(".*.staging"):
+                if not _is_alive(left.name.split(".")[-2]):
+                    _remove(left)
+        if not self.read_lines():
+            shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+            self.log.unlink(missing_ok=True)
+            (self.path / "run.json").unlink(missing_ok=True)
 
     def checkpoint(self, epoch: int) -> Path:
         """Return the prefix of the checkpoint after an epoch."""
         return self.path / "checkpoints" / f"epoch-{epoch:04d}"
 
     def write_facts(self, facts: Mapping[str, Any]) -> None:
-        """Write `run.json`."""
-        write_text(self.path / "run.json", json.dumps(facts, indent=2) + "\n")
+        """Write `run.json`, sealed."""
+        write_text(self.path / "run.json", json.dumps(sealed.seal(facts), indent=2) + "\n")
 
     def read_facts(self) -> dict[str, Any]:
         """Read `run.json`.
@@ -154,32 +188,39 @@ class RunDirectory:
         path = self.path / "run.json"
         self._check_path("run_dir")
         try:
-            facts = json.loads(path.read_text())
+            facts = sealed.unseal(path.read_text())
         except OSError as error:
             raise ConfigError(
                 [f"run_dir must be a directory that a run has written. {path}: {error.strerror}."]
             ) from None
         except ValueError as error:
-            raise ConfigError([f"{path} must be a JSON object. Reading it failed: {error}."]) from error
+            raise ConfigError([f"{path} must be as the run wrote it. Reading it failed: {error}."]) from error
         for keys in REQUIRED_FACTS:
-            node = facts
+            node: Any = facts
             for key in keys.split("."):
                 node = node.get(key) if isinstance(node, dict) else None
             if node is None:
                 raise ConfigError([f"{path} must hold {keys}. It does not: it is damaged."])
-        assert isinstance(facts, dict)
         return facts
+
+    def shared_files(self) -> dict[str, str]:
+        """Return the digests of the files that every epoch needs: the graph and what belongs to it."""
+        folder = self.graph.parent
+        return sealed.digests(self.path, [*self.graph.rglob("*"), folder / NETWORK, self.requests])
 
     def append_row(self, row: Row) -> None:
         """Append a line to the log; once this returns, no crash loses it."""
-        path = self.path / "metrics.jsonl"
-        is_new = not path.exists()
-        with path.open("a") as file:
-            file.write(json.dumps(asdict(row), allow_nan=False) + "\n")
+        is_new = not self.log.exists()
+        with self.log.open("a") as file:
+            file.write(_line(row))
             file.flush()
             os.fsync(file.fileno())
         if is_new:
             sync(self.path)
+
+    def rewrite_rows(self, rows: Sequence[Row]) -> None:
+        """Replace the log."""
+        write_text(self.log, "".join(map(_line, rows)))
 
     def read_rows(self) -> list[Row]:
         """Read the log. A last line that a crash cut short is left out.
@@ -187,18 +228,26 @@ class RunDirectory:
         Raises:
             ConfigError: There is no log, or a line of it is damaged.
         """
-        path = self.path / "metrics.jsonl"
-        try:
-            *lines, _ = path.read_text().split("\n")
-        except FileNotFoundError:
-            lines = []
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError([f"{path} must be a text file. Reading it failed: {error}."]) from error
+        lines = self.read_lines()
         if not lines:
-            raise ConfigError([f"{path} must have a row. The run stopped before its first evaluation."])
-        return [self._parse_row(number, line) for number, line in enumerate(lines)]
+            raise ConfigError([f"{self.log} must have a row. The run stopped before its first evaluation."])
+        return [self.parse_row(number, line) for number, line in enumerate(lines)]
 
-    def _parse_row(self, epoch: int, line: str) -> Row:
+    def read_lines(self) -> list[str]:
+        """Return the whole lines of the log; none if there is no log.
+
+        Raises:
+            ConfigError: It cannot be read.
+        """
+        try:
+            *lines, _ = self.log.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise ConfigError([f"{self.log} must be a file. Reading it failed: {error}."]) from error
+        return [line.decode(errors="replace") for line in lines]
+
+    def parse_row(self, epoch: int, line: str) -> Row:
         """Return a line of the log as a row.
 
         Raises:
@@ -206,7 +255,7 @@ class RunDirectory:
         """
         expected = str(self.checkpoint(epoch).relative_to(self.path))
         try:
-            row = Row(**json.loads(line))
+            row = Row(**sealed.unseal(line))
             if (row.epoch, row.checkpoint) != (epoch, expected):
                 raise ValueError(f"epoch {row.epoch} with {row.checkpoint}")
             numbers = [*row.test.values(), *(row.train or {}).values()]
@@ -215,11 +264,28 @@ class RunDirectory:
         except (ValueError, TypeError, AttributeError) as error:
             raise ConfigError(
                 [
-                    f"Line {epoch + 1} of {self.path / 'metrics.jsonl'} must be the row of epoch {epoch} "
+                    f"Line {epoch + 1} of {self.log} must be the row of epoch {epoch} "
                     f"with {expected}. Received: {error}."
                 ]
             ) from error
         return row
+
+    def check_row(self, row: Row) -> None:
+        """Check that the files of an epoch's checkpoint are those that were written.
+
+        Raises:
+            ConfigError: With each that is not.
+        """
+        prefix = self.checkpoint(row.epoch)
+        if set(row.files) != {prefix.name + suffix for suffix in (INDEX, DATA)}:
+            raise ConfigError(
+                [
+                    f"The row of epoch {row.epoch} must have digests of its checkpoint. "
+                    f"Received: {list(row.files)}."
+                ]
+            )
+        if problems := sealed.problems(prefix.parent, row.files):
+            raise ConfigError([f"Epoch {row.epoch}: {problem}" for problem in problems])
 
     def newest_export(self, format: str) -> Path | None:
         """Return the newest version of an export, if there is one."""
@@ -251,43 +317,8 @@ class RunDirectory:
         return sorted(found, key=lambda path: int(path.name))
 
 
-def _taken(path: Path) -> str:
-    return (
-        f"hydra.run.dir must not hold a run already. {path} does, and it is left as it was. "
-        "Choose another directory."
-    )
-
-
-def select_rows(rows: Sequence[Row], epochs: Any, best: Mapping[str, Any]) -> list[Row]:
-    """Return the rows of some epochs.
-
-    Args:
-        rows: The log: at least one row, that of epoch e at position e.
-        epochs: `all`, `last`, `best`, an epoch, or a list of epochs.
-        best: The `metric` and the `direction` that make an epoch the best; of equals, the first.
-
-    Raises:
-        ConfigError: An epoch is not in the log, or `epochs` is none of these.
-    """
-    if epochs == "all":
-        return list(rows)
-    if epochs == "last":
-        return [rows[-1]]
-    if epochs == "best":
-        metric, sign = best["metric"], -1 if best["direction"] == "maximize" else 1
-        if metric not in rows[0].test:
-            raise ConfigError([unknown("best.metric", metric, rows[0].test)])
-        return [min(rows, key=lambda row: sign * row.test[metric])]
-    wanted = list(epochs) if isinstance(epochs, list | tuple) else [epochs]
-    missing = [epoch for epoch in wanted if type(epoch) is not int or not 0 <= epoch < len(rows)]
-    if missing or not wanted:
-        raise ConfigError(
-            [
-                f"The epoch must be all, best, last, or of the log's 0 to {len(rows) - 1}. "
-                f"Received: {', '.join(map(str, missing)) or 'none'}."
-            ]
-        )
-    return [rows[epoch] for epoch in wanted]
+def _line(row: Row) -> str:
+    return json.dumps(sealed.seal(asdict(row))) + "\n"
 
 
 @contextmanager
@@ -312,6 +343,11 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file in one step: whoever reads `path` finds the old text or the new."""
     with staged(path) as staging:
         staging.write_text(text)
+
+
+def _is_alive(pid: str) -> bool:
+    """Return whether a process of this machine may still write what it has staged."""
+    return pid.isdecimal() and int(pid) != os.getpid() and Path(f"/proc/{pid}").exists()
 
 
 def _remove(path: Path) -> None:

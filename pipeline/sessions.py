@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf.config_pb2 import CallableOptions, RunOptions
 
+from pipeline import operations
 from pipeline.binding import ConfigError, first_line
 from pipeline.checkpoints import Graph, spec_of
 from pipeline.evaluation import SESSION_GRAPH, Signature, Spec, predicting
@@ -209,8 +210,9 @@ def load(directory: Path) -> dict[str, Signature]:
     For a small model, calling one takes a tenth of the time of a function of `tf.saved_model.load`.
 
     Raises:
-        ConfigError: A file is missing or damaged.
+        ConfigError: A file is missing or damaged, or there is an operation that is not allowed.
     """
+    operations.check_saved_model(directory)
     try:
         session = v1.Session(graph=tf.Graph())
         meta = v1.saved_model.load(session, [v1.saved_model.tag_constants.SERVING], str(directory))

@@ -5,7 +5,9 @@ Order and randomness are functions of (seed, epoch, step) alone, so the same com
 
 from __future__ import annotations
 
+import logging
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +19,12 @@ from tqdm import tqdm
 
 from pipeline import checkpoints, parity, runtime
 from pipeline.binding import ConfigError, first_line, unknown
-from pipeline.epoch_writer import EpochWriter, Groups
+from pipeline.checkpoints import Groups
+from pipeline.epoch_writer import EpochWriter
+from pipeline.epochs import Policy
 from pipeline.evaluation import Signature, evaluate, initial_state
-from pipeline.run import Row, RunDirectory
+from pipeline.resume import Progress, Unfinished, write_unfinished
+from pipeline.run import INDEX, Row, RunDirectory
 
 if TYPE_CHECKING:
     import keras
@@ -31,6 +36,11 @@ if TYPE_CHECKING:
 # A chunk of steps runs without coming back to Python: long enough to cost nothing, short enough for a
 # live bar and a prompt stop. Its length decides when Python looks, never what is computed.
 CHUNK_SECS = 0.25
+
+LOSSES, STATE = "losses", "state"
+"""Groups of the checkpoint of an unfinished epoch, besides those of any."""
+
+log = logging.getLogger("pipeline")
 
 Tensors = dict[str, Any]
 OnEpoch = Callable[[int, Mapping[str, float]], bool]
@@ -123,46 +133,59 @@ class Training:
     built: BuiltModel
     optimizer: keras.optimizers.Optimizer
     signatures: Mapping[str, Signature]
-    epochs: int
+    policy: Policy
     seed: int
     use_xla: bool
     stopped: Callable[[], bool]
 
-    def fit(self, on_epoch: OnEpoch | None = None) -> bool:
+    def fit(self, progress: Progress | None = None, on_epoch: OnEpoch | None = None) -> bool:
         """Train, evaluating, logging and checkpointing before the first epoch and after each.
 
         Args:
+            progress: How far the run is; `None` for a new one.
             on_epoch: Called with an epoch and its metrics after each; returns whether to stop.
 
         Returns:
-            Whether all epochs were trained; `False` if `stopped` or `on_epoch` said so before.
+            Whether no epoch is left to train; `False` if `stopped` or `on_epoch` said so before.
 
         Raises:
             NonFiniteLoss: The loss or a metric became infinite or not a number.
+            OSError: The disk does not take what is to be written.
         """
+        rows = list(progress.rows) if progress else []
+        unfinished = progress.unfinished if progress else None
+        if rows and self.policy.is_complete(rows):
+            return True
         steps = self.compile().steps
         test = _tensors(self.dataset.test)
-        with EpochWriter(self.run, self.variables) as writer, _bar(self.epochs, "epoch") as bar:
-            self.finish_epoch(0, None, test, writer)
-            for epoch in range(1, self.epochs + 1):
-                losses = self.train_epoch(epoch, steps, writer.events)
+        with (
+            EpochWriter(self.run, self.variables, self.policy, rows) as writer,
+            _bar(self.policy.train.epochs, "epoch", done=len(rows) - 1) as bar,
+        ):
+            if rows:
+                checkpoints.restore_row(self.run, rows[-1], self.variables)
+            else:
+                rows.append(self.finish_epoch(0, None, test, writer))
+            while not self.policy.is_complete(rows):
+                epoch = rows[-1].epoch + 1
+                losses = self.train_epoch(epoch, steps, writer.events, unfinished)
                 if losses is None:
-                    self._keep_interrupted()
                     return False
-                metrics = self.finish_epoch(epoch, _mean(losses), test, writer)
+                unfinished = None
+                rows.append(self.finish_epoch(epoch, _mean(losses), test, writer))
                 bar.update()
-                bar.set_postfix({name: f"{value:.4g}" for name, value in metrics.items()})
-                stop = on_epoch is not None and on_epoch(epoch, metrics)
-                if stop and epoch < self.epochs:
+                bar.set_postfix({name: f"{value:.4g}" for name, value in rows[-1].test.items()})
+                stop = on_epoch is not None and on_epoch(epoch, rows[-1].test)
+                if stop and not self.policy.is_complete(rows):
                     return False
         return True
 
-    def record_answers(self, epoch: int) -> None:
+    def record_answers(self, row: Row) -> None:
         """Write what the model answers to the run's requests with the variables of an epoch."""
-        checkpoints.restore(self.run.checkpoint(epoch), self.built.weights)
+        checkpoints.restore_row(self.run, row, {"weights": self.built.weights})
         requests = parity.read(self.run.requests)
         parity.write(
-            self.run.answers(epoch), parity.answer(_functions(self.built, self.signatures), requests)
+            self.run.answers(row.epoch), parity.answer(_functions(self.built, self.signatures), requests)
         )
 
     def compile(self) -> Compiled:
@@ -175,17 +198,31 @@ class Training:
             use_xla=self.use_xla,
         )
 
-    def train_epoch(self, epoch: int, steps: Callable[..., Any], events: EventWriter) -> np.ndarray | None:
-        """Return the losses of the epoch's steps, or `None` if stopped before its end."""
+    def train_epoch(
+        self,
+        epoch: int,
+        steps: Callable[..., Any],
+        events: EventWriter,
+        unfinished: Unfinished | None = None,
+    ) -> np.ndarray | None:
+        """Train an epoch, from where it was stopped if it was.
+
+        Returns:
+            The losses of its steps, float32 `[steps]`; `None` if stopped before its end, which is kept then.
+        """
         dataset = self.dataset
-        feed = self._feed(epoch)
         num_steps = dataset.num_train // dataset.batch_size
+        first, chunk = 0, 1
         state = initial_state(self.signatures, dataset.batch_size)
         losses: list[np.ndarray] = []
-        first, chunk = 0, 1
-        with _bar(num_steps, "step", leave=False) as bar:
+        if unfinished is not None:
+            first = unfinished.num_steps
+            losses, state = self._restore_unfinished(unfinished, state)
+        feed = self._feed(epoch, first)
+        with _bar(num_steps, "step", done=first, leave=False) as bar:
             while first < num_steps:
                 if self.stopped():
+                    self._keep_unfinished(epoch, first, losses, state)
                     return None
                 last = min(first + chunk, num_steps)
                 started = time.perf_counter()
@@ -200,11 +237,11 @@ class Training:
                 first = last
         return np.concatenate(losses)
 
-    def _feed(self, epoch: int) -> Any:
-        """Return what `Compiled.steps` takes the batches of an epoch from."""
+    def _feed(self, epoch: int, first: int) -> Any:
+        """Return what `Compiled.steps` takes the batches of an epoch from, the step `first` first."""
         dataset = self.dataset
         if dataset.stream is not None:
-            return iter(dataset.stream.batches(self.seed, epoch))
+            return iter(dataset.stream.batches(self.seed, epoch).skip(first))
         return tf.constant(
             order(
                 dataset.num_train,
@@ -214,6 +251,23 @@ class Training:
                 ordered=dataset.ordered,
             )
         )
+
+    def _keep_unfinished(self, epoch: int, num_steps: int, losses: list[np.ndarray], state: Tensors) -> None:
+        """Write what the epoch needs to go on to the last bit, beside the checkpoints of whole ones."""
+        name = f"step-{self._step():08d}"
+        taken = np.concatenate([np.zeros(0, np.float32), *losses])
+        carried = {key: tf.Variable(value, trainable=False) for key, value in state.items()}
+        groups = {**self.variables, LOSSES: {LOSSES: tf.Variable(taken, trainable=False)}, STATE: carried}
+        files = checkpoints.write_checkpoint(self.run.graph.with_name(name), groups)
+        write_unfinished(self.run, Unfinished(epoch, num_steps, name, files))
+
+    def _restore_unfinished(self, unfinished: Unfinished, state: Tensors) -> tuple[list[np.ndarray], Tensors]:
+        """Assign the variables; return the losses of the steps taken and the state that is carried on."""
+        prefix = self.run.graph.with_name(unfinished.checkpoint)
+        checkpoints.restore(prefix, self.variables)
+        losses = checkpoints.read_group(prefix, LOSSES, [LOSSES])[LOSSES]
+        carried = checkpoints.read_group(prefix, STATE, state)
+        return [losses], {key: tf.constant(value) for key, value in carried.items()}
 
     @property
     def variables(self) -> Groups:
@@ -225,23 +279,17 @@ class Training:
         }
         return {"weights": self.built.weights, "optimizer": slots}
 
-    def finish_epoch(
-        self, epoch: int, train_loss: float | None, test: Arrays, writer: EpochWriter
-    ) -> dict[str, float]:
-        """Evaluate through the exported signature, then have it written down; return the metrics."""
+    def finish_epoch(self, epoch: int, train_loss: float | None, test: Arrays, writer: EpochWriter) -> Row:
+        """Evaluate through the exported signature, then have it written down; return the row."""
         metrics = evaluate(self.signatures, test, batch_size=self.dataset.batch_size)
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise NonFiniteLoss(f"test/{name} must be finite. Received: {value} after epoch {epoch}.")
         train = None if train_loss is None else {"loss": train_loss}
         relative = str(self.run.checkpoint(epoch).relative_to(self.run.path))
-        writer.write(Row(epoch, self._step(), train, metrics, relative))
-        return metrics
-
-    def _keep_interrupted(self) -> None:
-        """Keep the variables of an unfinished epoch, beside the checkpoints of whole ones."""
-        prefix = self.run.path / "checkpoints" / f"step-{self._step():08d}"
-        checkpoints.write_checkpoint(prefix, self.variables)
+        row = Row(epoch, self._step(), train, metrics, relative)
+        writer.write(row)
+        return row
 
     def _check_finite(self, losses: np.ndarray) -> None:
         bad = np.flatnonzero(~np.isfinite(losses))
@@ -271,26 +319,28 @@ def prepare(
     dataset: Dataset,
     optimizer: Any,
     *,
-    epochs: int,
+    policy: Policy,
     seed: int,
-    use_xla: bool,
     metrics: Sequence[str],
     config: Mapping[str, Any],
     stopped: Callable[[], bool],
 ) -> Training:
-    """Build a model and write its graph and `run.json`; then it is ready to `fit`.
+    """Build a model; then it is ready to `fit`. For a new run, write its graph, its requests and `run.json`.
 
     Args:
         run: A directory this process has claimed.
         model: See `models.base.Model`.
         dataset: Arrays that the model consumes.
         optimizer: Has `build(num_steps)`, which returns a Keras optimizer.
-        epochs: Passes over the training split, which a schedule may have to know.
+        policy: How long is trained, with what compiler, and what is kept.
         seed: Seeds the order of the rows.
-        use_xla: Whether XLA compiles a training step.
         metrics: Metrics that others will look for: `evaluate` must return them.
         config: The whole configuration as JSON values, for `run.json`.
         stopped: Asked between chunks of steps.
+
+    Raises:
+        ConfigError: The model cannot be evaluated; the run cannot go on with this data or so many epochs;
+            or the disk has no room for it.
     """
     built = model.build(batch_specs(dataset), dataset.metadata)
     signatures = {
@@ -298,9 +348,20 @@ def prepare(
         for name, function in built.signatures.items()
     }
     _check_signatures(signatures, set(dataset.train), metrics)
-    num_steps = dataset.num_train // dataset.batch_size * epochs
-    keras_optimizer = optimizer.build(num_steps)
+    steps_per_epoch = dataset.num_train // dataset.batch_size
+    keras_optimizer = optimizer.build(steps_per_epoch * policy.train.epochs)
     keras_optimizer.build([variable for variable in built.weights.values() if variable.trainable])
+    use_xla = policy.train.compile == "xla"
+    training = Training(run, dataset, built, keras_optimizer, signatures, policy, seed, use_xla, stopped)
+    _check_room(training)
+    if run.log.exists():
+        facts = run.read_facts()
+        before = facts["config"]["train"]["epochs"]
+        schedules = [optimizer.build(steps_per_epoch * epochs) for epochs in (before, policy.train.epochs)]
+        _check_same(run, facts, dataset, *(schedule.get_config() for schedule in schedules))
+        facts["config"]["train"]["epochs"] = policy.train.epochs
+        run.write_facts(facts)
+        return training
     checkpoints.write_graph(run.graph, built)
     requests = parity.example_requests(_functions(built, signatures), dataset.test)
     for name, example in built.examples.items():
@@ -320,10 +381,62 @@ def prepare(
                 "parameters": sum(variable.shape.num_elements() for variable in built.weights.values())
             },
             "sizes": {"graph_bytes": sum(f.stat().st_size for f in run.graph.rglob("*") if f.is_file())},
+            "files": run.shared_files(),
             "config": config,
         }
     )
-    return Training(run, dataset, built, keras_optimizer, signatures, epochs, seed, use_xla, stopped)
+    return training
+
+
+def _check_same(run: RunDirectory, facts: Mapping[str, Any], dataset: Dataset, before: Any, now: Any) -> None:
+    """Check that a run can go on: with its data, and with the learning rates that it had.
+
+    Raises:
+        ConfigError: With what has changed.
+    """
+    problems = []
+    wanted, received = facts["data"]["fingerprint"], dataset.fingerprint()
+    if received != wanted:
+        problems.append(
+            f"The data must be what the run in {run.path} was begun with, SHA-256 {wanted}. "
+            f"Received: {received}."
+        )
+    if before != now:
+        problems.append(
+            "train.epochs cannot be raised: the learning rate follows a schedule over all epochs, which "
+            "would be another from the first step on. Start a new run."
+        )
+    if problems:
+        raise ConfigError(problems)
+    versions = {key: facts["versions"].get(key) for key in ("tensorflow", "keras", "numpy")}
+    current = runtime.describe()["versions"]
+    if any(current[key] != version for key, version in versions.items()):
+        log.warning("going on with other versions than %s: the bits may differ", versions)
+
+
+def _check_room(training: Training) -> None:
+    """Check that the disk has room for the checkpoints that will be kept, and one more while it is written.
+
+    Raises:
+        ConfigError: It has not.
+    """
+    train, path = training.policy.train, training.run.path
+    size = sum(
+        variable.shape.num_elements() * variable.dtype.size
+        for group in training.variables.values()
+        for variable in group.values()
+    )
+    num_kept = {"all": train.epochs + 1, "best": 2}.get(train.keep) or train.keep + 1
+    num_there = len(list(training.run.graph.parent.glob(f"epoch-*{INDEX}")))
+    needed, free = size * max(0, num_kept + 1 - num_there), shutil.disk_usage(path).free
+    if needed > free:
+        raise ConfigError(
+            [
+                f"{path} must have room for {num_kept} checkpoints of {size / 1e6:,.1f} MB: "
+                f"{needed / 1e6:,.0f} MB. Free: {free / 1e6:,.0f} MB. Make room, choose another "
+                "hydra.run.dir, or keep fewer: train.keep=1."
+            ]
+        )
 
 
 def _functions(built: BuiltModel, signatures: Mapping[str, Signature]) -> Mapping[str, Signature]:
@@ -407,6 +520,6 @@ def _next_chunk(num_steps: int, elapsed_secs: float) -> int:
     return max(1, min(4 * num_steps, fitting))
 
 
-def _bar(total: int, unit: str, *, leave: bool = True) -> Any:
+def _bar(total: int, unit: str, *, done: int, leave: bool = True) -> Any:
     """Return a progress bar that shows only on a terminal."""
-    return tqdm(total=total, desc=f"{unit}s", unit=unit, leave=leave, disable=None)
+    return tqdm(total=total, initial=max(0, done), desc=f"{unit}s", unit=unit, leave=leave, disable=None)

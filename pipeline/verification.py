@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from pipeline import checkpoints, formats, parity
+from pipeline import checkpoints, formats, parity, sealed
 from pipeline.binding import ConfigError, first_line
 from pipeline.config import Verify
 from pipeline.evaluation import Signature, evaluate
@@ -215,7 +215,7 @@ def verify_checkpoints(
     def restored(row: Row) -> Verified:
         if isinstance(opened, ConfigError):
             raise opened
-        checkpoints.restore(run.path / row.checkpoint, opened.weights)
+        checkpoints.restore_row(run, row, {"weights": opened.weights})
         metrics = compare(row, _evaluate(opened.signatures, dataset), tolerance)
         return Verified(row.epoch, "checkpoint", row.checkpoint, metrics)
 
@@ -260,10 +260,12 @@ def _verify_export(
 ) -> Verified:
     format = formats.load(manifest.format)
     started = time.perf_counter()
-    held = format.open(directory, row.epoch)
+    _, held = formats.open(directory, row.epoch)
     load_secs = time.perf_counter() - started
     if missing := set(manifest.signatures) - set(held):
         raise ConfigError([f"{directory} must hold {', '.join(sorted(missing))}. Held: {sorted(held)}."])
+    if problems := sealed.problems(run.graph.parent, manifest.answers):
+        raise ConfigError(problems)
     quantized = manifest.quantization != "none"
     metrics = _metrics(run, manifest, held, row, dataset, verify)
     # The answers of a quantized export differ by design: by how much is reported, and the metrics decide.
@@ -330,7 +332,7 @@ def _spread(run: RunDirectory, graph: checkpoints.Graph, row: Row, dataset: Data
     A metric that is a small difference of large numbers, such as the loss of a regression that has converged,
     moves by far more than a relative 1e-5 when the same sums are rounded in another order.
     """
-    checkpoints.restore(run.checkpoint(row.epoch), graph.weights)
+    checkpoints.restore_row(run, row, {"weights": graph.weights})
     weights = {name: variable.numpy() for name, variable in graph.weights.items()}
     generator = np.random.default_rng(0)
     spread = dict.fromkeys(row.test, 0.0)

@@ -18,9 +18,29 @@ from models.char_lstm import CharLSTM
 from models.dense import DenseRegressor
 from models.gru import GRUClassifier
 from models.mnist_cnn import MnistCNN
+from pipeline.config import Best, EarlyStopping, Train
+from pipeline.epochs import Policy
 
 CORPUS = Path(__file__).parent.parent / "LICENSE"
 """A text that every checkout has."""
+
+
+def policy(
+    epochs: int = 2, *, compile: Any = "graph", keep: Any = "all", patience: int | None = None, **changes: Any
+) -> Policy:
+    """Return how long is trained and what is kept, as the configuration's defaults say besides."""
+    stopping = EarlyStopping(patience=patience, min_delta=changes.pop("min_delta", 0.0))
+    train = Train(
+        epochs=epochs,
+        resume=None,
+        keep=keep,
+        early_stopping=stopping,
+        compile=compile,
+        deterministic=True,
+        on_interrupt="stop",
+    )
+    best = Best(metric="loss", direction="minimize")
+    return Policy(**{"train": train, "best": best, "exported": "last", **changes})
 
 
 @dataclass(frozen=True)

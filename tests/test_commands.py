@@ -22,7 +22,7 @@ import pytest
 import tensorflow as tf
 
 from pipeline import checkpoints, config
-from tests.cases import CASES, CORPUS, Case
+from tests.cases import CASES, CORPUS, Case, policy
 from tests.conftest import Command, Finished
 
 cases = pytest.mark.parametrize("case", CASES, ids=str)
@@ -125,7 +125,7 @@ class TestMainJob:
         (export,) = (run / "export" / "saved_model").iterdir()
         graph = checkpoints.open_graph(run / "checkpoints" / "graph")
         last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-        checkpoints.restore(run / last["checkpoint"], graph.weights)
+        checkpoints.restore(run / last["checkpoint"], {"weights": graph.weights})
         expected = {
             name: graph.signatures[name].call(**{k: tf.constant(v) for k, v in request.items()})
             for name, request in case.requests.items()
@@ -148,7 +148,7 @@ def test_gru_logits_of_both_batches_through_the_restored_input_pipeline(finished
     run, _ = finished.of(CASES[0])
     (export,) = (run / "export" / "saved_model").iterdir()
     trained = CASES[0].model().build(_specs(CASES[0]), {})
-    checkpoints.restore(run / "checkpoints" / "epoch-0002", trained.weights)
+    checkpoints.restore(run / "checkpoints" / "epoch-0002", {"weights": trained.weights})
     features = CASES[0].load().train["features"]
     restored = tf.saved_model.load(str(export)).signatures["predict_dataset"](
         features=tf.constant(features), batch_size=tf.constant(32, tf.int64)
@@ -202,16 +202,17 @@ def test_three_ways_back_of_the_char_lstm(tmp_path: Path) -> None:
             lstm.model(),
             dataset,
             Adam(learning_rate=1e-2),
-            epochs=2,
+            policy=policy(compile="xla"),
             seed=0,
-            use_xla=True,
             metrics=("loss",),
             config={},
             stopped=lambda: False,
         )
         trained.fit()
         nothing = Verify(abs_tolerance=None, rel_tolerance=None, quantized_tolerance=None)
-        source = exporting.source(run, [2], Export(formats={"saved_model": True}), dataset, nothing)
+        source = exporting.source(
+            run, run.read_rows()[2:], Export(formats={"saved_model": True}), dataset, nothing
+        )
         exporting.export(source)
     generate = trained.built.signatures["generate"]
     request = {"prompt": "License", "length": 50, "temperature": 0.8}

@@ -68,7 +68,7 @@ def test_names_do_not_depend_on_what_was_built_before(case: Case, tmp_path: Path
     first, second = build(case), build(case)
     fill(first)
     checkpoints.write_checkpoint(tmp_path / "first", {"weights": first.weights})
-    checkpoints.restore(tmp_path / "first", second.weights)
+    checkpoints.restore(tmp_path / "first", {"weights": second.weights})
     for name, variable in second.weights.items():
         np.testing.assert_array_equal(variable.numpy(), first.weights[name].numpy())
 
@@ -109,7 +109,7 @@ def test_a_graph_takes_the_weights_of_any_epoch(case: Case, tmp_path: Path) -> N
     checkpoints.write_checkpoint(tmp_path / "epoch", {"weights": built.weights})
     graph = checkpoints.open_graph(tmp_path / "graph")
     before = {name: variable.numpy() for name, variable in graph.weights.items()}
-    checkpoints.restore(tmp_path / "epoch", graph.weights)
+    checkpoints.restore(tmp_path / "epoch", {"weights": graph.weights})
     for name, variable in graph.weights.items():
         np.testing.assert_array_equal(variable.numpy(), built.weights[name].numpy())
         assert not np.array_equal(variable.numpy(), before[name])

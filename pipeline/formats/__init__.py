@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import sealed
 from pipeline.binding import ConfigError
 from pipeline.evaluation import SESSION_GRAPH, Signature, predicting, scored
 from pipeline.formats.base import Format, Manifest, Source, read_manifest, write_manifest
@@ -44,9 +45,21 @@ def rehearse(source: Source, name: str) -> Mapping[str, str]:
     """
     with tempfile.TemporaryDirectory() as folder:
         _write(source, name, Path(folder))
-        left_out = read_manifest(Path(folder)).left_out
-        evaluable(name, load(name).open(Path(folder), 0), source.graph)
-    return left_out
+        manifest, held = open(Path(folder), 0)
+        evaluable(name, held, source.graph)
+    return manifest.left_out
+
+
+def open(directory: Path, epoch: int) -> tuple[Manifest, Mapping[str, Signature]]:
+    """Open an export once its files are found to be those that were written; return its signatures.
+
+    Raises:
+        ConfigError: With each file that is missing or changed; or it cannot be opened.
+    """
+    manifest = read_manifest(directory)
+    if problems := sealed.problems(directory, manifest.files):
+        raise ConfigError(problems)
+    return manifest, load(manifest.format).open(directory, epoch)
 
 
 def _write(source: Source, name: str, directory: Path) -> None:
@@ -62,6 +75,10 @@ def _write(source: Source, name: str, directory: Path) -> None:
         run=str(source.run.path),
         quantization=quantization,
         quantized_tolerance=0.0 if quantization == "none" else source.quantized_tolerance,
+        files=sealed.digests(directory, directory.rglob("*")),
+        answers=sealed.digests(
+            source.run.graph.parent, [source.run.answers(epoch) for epoch in source.numbers]
+        ),
     )
     write_manifest(directory, format.TRAITS, facts)
 

@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pipeline import sealed
 from pipeline.binding import ConfigError, bind, unknown
 from pipeline.config import FORMATS, Export
 from pipeline.evaluation import Signature
-from pipeline.run import RunDirectory, write_text
+from pipeline.run import Row, RunDirectory, write_text
 
 if TYPE_CHECKING:
     from pipeline.checkpoints import Graph
@@ -45,7 +46,7 @@ class Source:
 
     Attributes:
         run: The run.
-        numbers: The epochs; none for a rehearsal, with the variables as they were before training.
+        rows: The rows of the epochs; none for a rehearsal, with the variables as they were before training.
         options: See `Export`.
         requests: Example inputs for every signature.
         calibration: Returns requests made of training data, for a format that counts value ranges; of the
@@ -54,11 +55,16 @@ class Source:
     """
 
     run: RunDirectory
-    numbers: Sequence[int]
+    rows: Sequence[Row]
     options: Export
     requests: Requests
     calibration: Callable[[], Sequence[Requests]]
     quantized_tolerance: float = 0.0
+
+    @property
+    def numbers(self) -> list[int]:
+        """The epochs."""
+        return [row.epoch for row in self.rows]
 
     def graph(self) -> Graph:
         """Open the run's graph with the variables of the one epoch that is to be exported."""
@@ -70,11 +76,11 @@ class Source:
         from pipeline import checkpoints
 
         graph = checkpoints.open_graph(self.run.graph)
-        if not self.numbers:
+        if not self.rows:
             yield 0, graph
-        for epoch in self.numbers:
-            checkpoints.restore(self.run.checkpoint(epoch), graph.weights)
-            yield epoch, graph
+        for row in self.rows:
+            checkpoints.restore_row(self.run, row, {"weights": graph.weights})
+            yield row.epoch, graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +95,8 @@ class Manifest:
         run: The run's directory when it was exported.
         quantization: See `Export`.
         quantized_tolerance: See `Verify`; 0 where nothing is quantized.
+        files: SHA-256 of each file of the export.
+        answers: SHA-256 of each file in the run's `checkpoints/` with the answers it is held to.
     """
 
     format: str
@@ -98,13 +106,15 @@ class Manifest:
     run: str
     quantization: str
     quantized_tolerance: float
+    files: dict[str, str]
+    answers: dict[str, str]
 
 
 def write_manifest(directory: Path, traits: Traits, manifest: Manifest) -> None:
-    """Write the manifest into an export."""
+    """Write the manifest, sealed, into an export."""
     facts = directory / traits.facts
     facts.mkdir(exist_ok=True)
-    write_text(facts / MANIFEST, json.dumps(asdict(manifest), indent=2) + "\n")
+    write_text(facts / MANIFEST, json.dumps(sealed.seal(asdict(manifest)), indent=2) + "\n")
 
 
 def has_manifest(directory: Path) -> bool:
@@ -122,7 +132,7 @@ def read_manifest(directory: Path) -> Manifest:
     path = directory / facts / MANIFEST
     problems: list[str] = []
     try:
-        values = bind(Manifest, json.loads(path.read_text()), "", problems)
+        values = bind(Manifest, sealed.unseal(path.read_text()), "", problems)
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError([f"{path} must say what the export holds: {error}."]) from error
     if not problems and values["format"] not in FORMATS:

@@ -20,14 +20,11 @@ GRAPH = "graph"
 
 def write(source: Source, directory: Path) -> Mapping[str, str]:
     """Copy the graph and each epoch's checkpoint."""
-    from pipeline import checkpoints
-
     shutil.copytree(source.run.graph, directory / GRAPH)
-    for epoch in source.numbers:
-        prefix = source.run.checkpoint(epoch)
-        for suffix in (checkpoints.INDEX, checkpoints.DATA):
-            name = prefix.name + suffix
-            shutil.copyfile(prefix.with_name(name), directory / name)
+    for row in source.rows:
+        source.run.check_row(row)
+        for name in row.files:
+            shutil.copyfile(source.run.graph.with_name(name), directory / name)
     return {}
 
 
@@ -40,5 +37,5 @@ def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
     from pipeline import checkpoints
 
     graph = checkpoints.open_graph(directory / GRAPH)
-    checkpoints.restore(directory / f"epoch-{epoch:04d}", graph.weights)
+    checkpoints.restore(directory / f"epoch-{epoch:04d}", {"weights": graph.weights})
     return graph.signatures

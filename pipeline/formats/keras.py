@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.binding import ConfigError
 from pipeline.evaluation import Signature
 from pipeline.formats.base import Source, Traits, read_manifest
+from pipeline.run import NETWORK
 
 TRAITS = Traits(facts=".", exact=False)
 FILE = "model.keras"
@@ -29,9 +30,7 @@ def write(source: Source, directory: Path) -> Mapping[str, str]:
     """
     import keras
 
-    from pipeline import checkpoints
-
-    path = source.run.graph.with_name(checkpoints.NETWORK)
+    path = source.run.graph.with_name(NETWORK)
     if not path.exists():
         raise ConfigError(
             [

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from pipeline import sessions
+from pipeline import operations, sessions
 from pipeline.binding import ConfigError
 from pipeline.checkpoints import Graph
 from pipeline.evaluation import Signature
@@ -58,11 +58,15 @@ def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
     prefix = directory / f"epoch-{epoch}"
     meta = v1.MetaGraphDef()
     try:
-        meta.ParseFromString(prefix.with_name(f"{prefix.name}.meta").read_bytes())
+        path = prefix.with_name(f"{prefix.name}.meta")
+        meta.ParseFromString(path.read_bytes())
+        operations.check_meta_graph(meta, path)
         session = v1.Session(graph=tf.Graph())
         with session.graph.as_default():
             saver = v1.train.import_meta_graph(meta)
             saver.restore(session, str(prefix))
         return sessions.signatures_of(session, meta.signature_def)
+    except ConfigError:
+        raise
     except Exception as error:  # Whatever the damaged bytes lead the loader into.
         raise ConfigError([f"{prefix} must be whole. Restoring it failed: {error}"]) from error

@@ -72,7 +72,7 @@ def after_an_epoch() -> list[Line]:
         training = pipeline_training("mnist_cnn", Path(folder), images(60_000, 10_000))
         steps = training.compile().steps
         test = {name: tf.constant(array) for name, array in training.dataset.test.items()}
-        with EpochWriter(training.run, training.variables) as writer:
+        with EpochWriter(training.run, training.variables, training.policy) as writer:
             for epoch in range(NUM_EPOCHS):  # The first traces and compiles.
                 times = [time.perf_counter()]
                 training.train_epoch(epoch, steps, writer.events)

@@ -13,18 +13,19 @@ import pytest
 import tensorflow as tf
 from omegaconf import OmegaConf
 
-from pipeline import checkpoints
+from pipeline import checkpoints, sealed
 from pipeline import ledger as ledgers
 from pipeline.binding import ConfigError
 from pipeline.evaluate import check, evaluate
 from pipeline.ledger import Ledger, Trial
 from pipeline.run import RunDirectory
+from tests.conftest import rewrite, rewrite_export
 
 
 def run_evaluate(run: Path, **changes: Any) -> int:
     """Call the command's function with its own configuration file and some changes."""
     defaults: Any = OmegaConf.load(Path(__file__).parents[2] / "conf" / "evaluate.yaml")
-    values: Any = OmegaConf.masked_copy(defaults, ["epochs", "format", "verify", "data"])
+    values: Any = OmegaConf.masked_copy(defaults, ["epochs", "format", "verify", "data", "trust"])
     values.update({"run_dir": str(run), **changes})
     return evaluate(check(values))
 
@@ -45,22 +46,22 @@ def timeless(receipt: Any) -> Any:
 
 def edit_row(run: Path, epoch: int, change: Callable[[dict[str, Any]], None]) -> None:
     log = run / "metrics.jsonl"
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    rows = [sealed.unseal(line) for line in log.read_text().splitlines()]
     change(rows[epoch])
-    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    log.write_text("".join(json.dumps(sealed.seal(row)) + "\n" for row in rows))
 
 
 def rewrite_checkpoint(run: Path, epoch: int, change: Callable[[dict[str, Any]], None]) -> None:
     """Read a checkpoint's weights, change them, and write them back under the same names."""
     prefix = RunDirectory(run).checkpoint(epoch)
     graph = checkpoints.open_graph(RunDirectory(run).graph)
-    checkpoints.restore(prefix, graph.weights)
+    checkpoints.restore(prefix, {"weights": graph.weights})
     values = {name: variable.numpy() for name, variable in graph.weights.items()}
     change(values)
-    for suffix in (checkpoints.INDEX, checkpoints.DATA):
-        prefix.with_name(prefix.name + suffix).unlink()
+    checkpoints.remove_checkpoint(prefix)
     variables = {name: tf.Variable(value) for name, value in values.items()}
-    checkpoints.write_checkpoint(prefix, {"weights": variables})
+    files = checkpoints.write_checkpoint(prefix, {"weights": variables})
+    edit_row(run, epoch, lambda row: row.update(files=files))
 
 
 FORWARD = "gru_classifier/bidirectional/forward_gru/gru_cell/kernel"
@@ -190,10 +191,11 @@ class TestMismatch:
         export = RunDirectory(gru_run).newest_export("saved_model")
         assert export is not None
         graph = checkpoints.open_graph(export)
-        checkpoints.restore(RunDirectory(gru_run).checkpoint(0), graph.weights)
+        checkpoints.restore(RunDirectory(gru_run).checkpoint(0), {"weights": graph.weights})
         shutil.rmtree(export / "variables")
         (export / "variables").mkdir()
         checkpoints.write_checkpoint(export / "variables" / "variables", {"weights": graph.weights})
+        rewrite_export(export)
         assert run_evaluate(gru_run, epochs="last") == 3
         inside = json.loads((export / "assets.extra" / "verification.json").read_text())
         assert inside["verdict"] == "mismatch"
@@ -218,17 +220,17 @@ class TestRefused:
         kernel = reader.get_tensor(checkpoints.variable_key("weights", FORWARD)).tobytes()
         content[bytes(content).index(kernel)] ^= 1
         data.write_bytes(content)
-        with pytest.raises(ConfigError, match=f"epoch-0001 is damaged at '{FORWARD}'"):
+        with pytest.raises(ConfigError, match=r"Epoch 1: .*epoch-0001.data.* must have the SHA-256"):
             run_evaluate(gru_run)
 
     @pytest.mark.parametrize("suffix", [".index", ".data-00000-of-00001"])
     def test_a_truncated_or_missing_file(self, gru_run: Path, suffix: str) -> None:
         file = gru_run / "checkpoints" / f"epoch-0001{suffix}"
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-        with pytest.raises(ConfigError, match="epoch-0001 (must be a whole checkpoint|is damaged)"):
+        with pytest.raises(ConfigError, match=f"Epoch 1: .*epoch-0001{suffix} must have the SHA-256"):
             run_evaluate(gru_run)
         file.unlink()
-        with pytest.raises(ConfigError, match="epoch-0001 (must be a whole checkpoint|is damaged)"):
+        with pytest.raises(ConfigError, match=f"epoch-0001{suffix} must be there. It is missing"):
             run_evaluate(gru_run)
 
     def test_a_missing_variable(self, gru_run: Path) -> None:
@@ -243,13 +245,16 @@ class TestRefused:
 
     def test_a_damaged_graph(self, gru_run: Path) -> None:
         (gru_run / "checkpoints" / "graph" / "saved_model.pb").write_bytes(b"not a graph")
-        with pytest.raises(ConfigError, match="graph must be a whole SavedModel"):
+        with pytest.raises(ConfigError, match="saved_model.pb must have the SHA-256"):
             run_evaluate(gru_run)
 
     def test_a_relabelled_log_line(self, gru_run: Path) -> None:
         log = gru_run / "metrics.jsonl"
         lines = log.read_text().splitlines(keepends=True)
-        log.write_text(lines[0] + lines[2].replace('"epoch": 2', '"epoch": 1'))
+        log.write_text(lines[0] + lines[2])
+        with pytest.raises(ConfigError, match=r"Line 2 of .* must be the row of epoch 1"):
+            run_evaluate(gru_run)
+        edit_row(gru_run, 1, lambda row: row.update(epoch=1))
         with pytest.raises(ConfigError, match=r"Line 2 of .* must be the row of epoch 1 with .*-0001"):
             run_evaluate(gru_run)
 
@@ -283,7 +288,7 @@ class TestRefused:
         export = RunDirectory(gru_run).newest_export("checkpoint")
         assert export is not None
         (export / "epoch-0002.index").unlink()
-        with pytest.raises(ConfigError, match="epoch-0002 must be a whole checkpoint"):
+        with pytest.raises(ConfigError, match="epoch-0002.index must be there. It is missing"):
             run_evaluate(gru_run)
 
     @pytest.mark.parametrize(
@@ -308,19 +313,19 @@ class TestRefused:
         self, gru_run: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         (gru_run / "checkpoints" / "epoch-0001.index").unlink()
-        with pytest.raises(ConfigError, match="epoch-0001 must be a whole checkpoint"):
+        with pytest.raises(ConfigError, match="epoch-0001.index must be there"):
             run_evaluate(gru_run)
         lines = capsys.readouterr().out.splitlines()
         assert [line.split()[-1] for line in lines[1:6]] == ["yes", "DAMAGED", "yes", "yes", "yes"]
         found = receipt(gru_run)
         assert found["verdict"] == "mismatch"
-        assert "must be a whole checkpoint" in found["epochs"][1]["problems"][0]
+        assert "epoch-0001.index must be there" in found["epochs"][1]["problems"][0]
 
     def test_what_is_no_longer_there_is_no_longer_in_the_receipt(self, gru_run: Path) -> None:
         export = RunDirectory(gru_run).newest_export("checkpoint")
         assert export is not None
         (export / "epoch-0002.index").unlink()
-        with pytest.raises(ConfigError, match="must be a whole checkpoint"):
+        with pytest.raises(ConfigError, match="epoch-0002.index must be there"):
             run_evaluate(gru_run)
         assert receipt(gru_run)["verdict"] == "mismatch"
         shutil.rmtree(export)
@@ -364,9 +369,7 @@ class TestSweep:
         self, sweep: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         (sweep / "0" / "run.json").write_text("{}")
-        facts = json.loads((sweep / "2" / "run.json").read_text())
-        facts["data"]["fingerprint"] = "0" * 64
-        (sweep / "2" / "run.json").write_text(json.dumps(facts))
+        rewrite(sweep / "2" / "run.json", lambda facts: facts["data"].update(fingerprint="0" * 64))
         with pytest.raises(ConfigError) as refusal:
             run_evaluate(sweep)
         assert [problem[:9] for problem in refusal.value.problems] == ["Trial 0: ", "Trial 2: "]

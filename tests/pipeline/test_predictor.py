@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import config, parity, predictor
+from pipeline import config, parity, predictor, sealed
 from pipeline.binding import ConfigError
 from pipeline.evaluation import Signature, Spec
+from pipeline.formats.base import Manifest
 from pipeline.predictor import RequestError
 from pipeline.run import RunDirectory
 from tests.cases import CASES
@@ -76,7 +77,9 @@ def export(finished: Finished, tmp_path: Path) -> Path:
     [
         (None, "There is no receipt"),
         ("{}", "no receipt"),
-        ('{"verdict": "mismatch"}', "receipt says mismatch"),
+        ('{"verdict": "match"}', "no receipt"),
+        (json.dumps(sealed.seal({"verdict": "mismatch"})), "receipt says mismatch"),
+        (json.dumps(sealed.seal({"verdict": "match", "files": {}})), "receipt is of other files"),
     ],
 )
 def test_what_is_not_proven_is_refused(export: Path, receipt: str | None, message: str) -> None:
@@ -92,10 +95,12 @@ def test_what_has_changed_since_it_was_proven_is_refused(export: Path) -> None:
     model = export / "predict_features.onnx"
     model.write_bytes(model.read_bytes() + b" ")
     (export / "evaluate.onnx").unlink()
-    with pytest.raises(
-        ConfigError, match=r"Changed since it was verified: evaluate.onnx, predict_features.onnx"
-    ):
-        predictor.open(export)
+    for allow in (False, True):
+        with pytest.raises(ConfigError) as refusal:
+            predictor.open(export, allow_unverified=allow)
+        missing, changed = refusal.value.problems
+        assert "evaluate.onnx must be there. It is missing" in missing
+        assert "predict_features.onnx must have the SHA-256" in changed
 
 
 def test_an_epoch_of_several_can_be_chosen(finished: Finished) -> None:
@@ -118,21 +123,23 @@ def test_no_export_and_a_damaged_one(export: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="export_dir must be an export, or a folder of its versions"):
         predictor.open(tmp_path / "nowhere")
     (export / "manifest.json").write_text('{"format": "os"}')
-    with pytest.raises(ConfigError, match="must say what the export holds. It is damaged"):
+    with pytest.raises(ConfigError, match="must say what the export holds: its seal is broken"):
         predictor.open(export)
-    (export / "manifest.json").write_text(
-        json.dumps(
-            {
-                "format": "os",
-                "epochs": [1],
-                "signatures": [],
-                "left_out": {},
-                "run": "",
-                "quantization": "none",
-                "quantized_tolerance": 0.0,
-            }
-        )
+    (export / "manifest.json").write_text(json.dumps(sealed.seal({"format": "onnx"})))
+    with pytest.raises(ConfigError, match="must say what the export holds. It is damaged: epochs must be"):
+        predictor.open(export)
+    manifest = Manifest(
+        format="os",
+        epochs=[1],
+        signatures=[],
+        left_out={},
+        run="",
+        quantization="none",
+        quantized_tolerance=0.0,
+        files={},
+        answers={},
     )
+    (export / "manifest.json").write_text(json.dumps(sealed.seal(vars(manifest))))
     with pytest.raises(ConfigError, match="format must be one of saved_model, .* Received: os"):
         predictor.open(export)
 

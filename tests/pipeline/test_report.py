@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import charts, report
+from pipeline import charts, report, sealed
 from pipeline.charts import Point, Series, chart, legend
 from pipeline.run import Row, RunDirectory
 
@@ -144,14 +144,13 @@ class Run:
         for row in self.rows if len(self.rows) < 100 else ():
             self.directory.append_row(row)
         if len(self.rows) >= 100:  # Each append waits for the disk.
-            lines = [json.dumps(vars(row)) + "\n" for row in self.rows]
-            (self.directory.path / "metrics.jsonl").write_text("".join(lines))
+            self.directory.rewrite_rows(self.rows)
         receipt = {
             "verdict": self.verdict,
             "epochs": self.epochs,
             "exports": [{"verdict": "match", "epochs": [found]} for found in self.exports],
         }
-        self.directory.verification.write_text(json.dumps(receipt, allow_nan=False))
+        self.directory.verification.write_text(json.dumps(sealed.seal(receipt)))
         if self.overrides is not None:
             (self.directory.path / ".hydra").mkdir()
             (self.directory.path / ".hydra" / "overrides.yaml").write_text(self.overrides)

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline import sealed
 from pipeline.binding import ConfigError
-from pipeline.run import Row, RunDirectory, select_rows, staged, write_text
+from pipeline.run import Row, RunDirectory, staged, write_text
 
 ROWS = [
     Row(
@@ -22,9 +27,6 @@ ROWS = [
 ]
 
 
-BEST = {"metric": "loss", "direction": "minimize"}
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
     run = RunDirectory(tmp_path / "run")
@@ -32,41 +34,107 @@ def run(tmp_path: Path) -> RunDirectory:
     return run
 
 
-def test_a_directory_is_claimed_once(run: RunDirectory) -> None:
+def test_of_two_that_claim_at_once_one_succeeds(run: RunDirectory) -> None:
+    message = rf"used by one process at a time. {run.path} is, by process {os.getpid()} on "
     with run.claimed():
-        with pytest.raises(ConfigError, match=f"{run.path} does, and it is left as it was"), run.claimed():
+        with pytest.raises(ConfigError, match=message), run.claimed():
             pass
-        run.append_row(ROWS[0])
-    with pytest.raises(ConfigError, match="must not hold a run already"):
-        run.check_unused()
-
-
-def test_of_two_that_claim_at_once_one_succeeds(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    with run.claimed():
-        monkeypatch.setattr(RunDirectory, "check_unused", lambda self: None)
-        with pytest.raises(ConfigError, match="must not hold a run already"), run.claimed():
-            pass
-
-
-def test_a_claim_under_which_no_epoch_was_logged_is_given_back(run: RunDirectory) -> None:
-    with run.claimed():
-        run.checkpoint(0).touch()
-        run.write_facts({"seed": 0})
-    assert not list(run.path.iterdir())
+        with pytest.raises(ConfigError, match=message):
+            run.check_usable()
+        (run.path / ".lock").write_text("")
+        with pytest.raises(ConfigError, match="by another process"):
+            run.check_usable()
     with run.claimed():
         pass
 
 
+def test_a_lock_is_gone_with_its_process(run: RunDirectory) -> None:
+    holder = [sys.executable, "-c", HOLD, str(run.path)]
+    with subprocess.Popen(holder, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match=f"by process {process.pid} on"):
+            run.check_usable()
+        process.kill()
+        process.wait()
+        with run.claimed():
+            pass
+
+
+HOLD = """
+import sys, time, pathlib
+from pipeline.run import RunDirectory
+with RunDirectory(pathlib.Path(sys.argv[1])).claimed():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_file_system_without_locks(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(number: int) -> Any:
+        def flock(file: Any, operation: int) -> None:
+            raise OSError(number, os.strerror(number))
+
+        return flock
+
+    monkeypatch.setattr("fcntl.flock", refuse(errno.ENOLCK))
+    with run.claimed():
+        assert f"{run.path} cannot be locked: No locks available" in caplog.text
+    monkeypatch.setattr("fcntl.flock", refuse(errno.EIO))
+    with pytest.raises(OSError, match="Input/output"), run.claimed():
+        pass
+
+
+def test_what_a_run_left_that_logged_no_epoch_is_removed(run: RunDirectory) -> None:
+    with run.claimed():
+        run.checkpoint(0).touch()
+        run.write_facts({"seed": 0})
+    assert [path.name for path in run.path.iterdir()] == [".lock"]
+    with run.claimed():
+        run.checkpoint(0).touch()
+        run.log.write_text('{"epoch": 0, "st')
+    assert [path.name for path in run.path.iterdir()] == [".lock"]
+
+
+def test_what_was_staged_is_removed_with_whoever_staged_it(run: RunDirectory) -> None:
+    with run.claimed():
+        run.append_row(ROWS[0])
+        (run.path / "export" / "onnx").mkdir(parents=True)
+    left = [run.path / ".report.html.999999999.staging", run.path / "export/onnx/.7.999999999.staging"]
+    others = run.path / ".verification.json.1.staging"
+    left[0].touch()
+    left[1].mkdir()
+    others.touch()
+    with run.claimed():
+        assert not any(path.exists() for path in left)
+        assert others.exists()
+        assert run.read_rows() == ROWS[:1]
+
+
 @pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "export", "checkpoints"])
-def test_whatever_a_run_wrote_is_not_written_over(run: RunDirectory, name: str) -> None:
+def test_what_no_run_wrote_is_left_as_it_is(run: RunDirectory, name: str) -> None:
     (run.path / name).touch()
-    with pytest.raises(ConfigError, match="must not hold a run already"):
-        run.check_unused()
+    with pytest.raises(ConfigError, match=f"new, or hold a run that can go on. {run.path} holds {name} and"):
+        run.check_usable()
+    with pytest.raises(ConfigError, match="it is left as it was"), run.claimed():
+        pass
+    assert [path.name for path in run.path.iterdir()] == [name]
+
+
+def test_exports_without_a_log_are_left_as_they_are(run: RunDirectory) -> None:
+    with run.claimed():
+        run.append_row(ROWS[0])
+    run.log.unlink()
+    (run.path / "export").mkdir()
+    with pytest.raises(ConfigError, match="it is left as it was"), run.claimed():
+        pass
 
 
 def test_a_path_that_tensorflow_would_take_for_a_pattern(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"must have none of \* \? \[ \\"):
-        RunDirectory(tmp_path / "run[1]").check_unused()
+        RunDirectory(tmp_path / "run[1]").check_usable()
     with pytest.raises(ConfigError, match=r"run_dir must have none of \* \? \[ \\"):
         RunDirectory(tmp_path / "run[1]").read_facts()
 
@@ -79,7 +147,7 @@ def test_the_log_keeps_every_bit(run: RunDirectory) -> None:
 
 def line(epoch: int, **changes: Any) -> str:
     """Return a line of the log, with some of its values replaced."""
-    return json.dumps({**dataclasses.asdict(ROWS[epoch]), **changes}) + "\n"
+    return json.dumps(sealed.seal({**dataclasses.asdict(ROWS[epoch]), **changes})) + "\n"
 
 
 def test_a_line_that_a_crash_cut_short_is_left_out(run: RunDirectory) -> None:
@@ -106,7 +174,6 @@ def test_a_line_that_a_crash_cut_short_is_left_out(run: RunDirectory) -> None:
         (line(0) + line(2), "Line 2 of .* must be the row of epoch 1"),
         (line(0) + line(0), "Line 2 of .* must be the row of epoch 1"),
         (line(0, test={"loss": "2"}), "metrics that are no finite numbers: .'2'"),
-        (line(0, test={"loss": float("nan")}), "metrics that are no finite numbers"),
         (line(0, test=None), "Line 1 of"),
     ],
 )
@@ -122,7 +189,7 @@ def test_a_damaged_log_is_named(run: RunDirectory, text: str | bytes | None, mes
     ("text", "message"),
     [
         (None, "must be a directory that a run has written"),
-        ("{", "must be a JSON object. Reading it failed"),
+        ("{", "must be as the run wrote it. Reading it failed: Expecting"),
         ("[]", "must hold seed"),
         ("{}", "must hold seed. It does not: it is damaged"),
         ('{"seed": 0, "data": 3}', "must hold data.fingerprint"),
@@ -133,35 +200,6 @@ def test_damaged_facts_are_named(run: RunDirectory, text: str | None, message: s
         (run.path / "run.json").write_text(text)
     with pytest.raises(ConfigError, match=message):
         run.read_facts()
-
-
-@pytest.mark.parametrize(
-    ("epochs", "expected"),
-    [("all", [0, 1, 2]), ("last", [2]), ("best", [1]), (0, [0]), ([2, 0], [2, 0])],
-)
-def test_epochs_are_selected(epochs: object, expected: list[int]) -> None:
-    assert [row.epoch for row in select_rows(ROWS, epochs, BEST)] == expected
-
-
-def test_the_best_epoch_is_the_first_of_equals_by_a_metric_and_a_direction() -> None:
-    rows = [
-        dataclasses.replace(row, test={"loss": 1.0, "accuracy": accuracy})
-        for row, accuracy in zip(ROWS, (0.1, 0.9, 0.9), strict=True)
-    ]
-    (best,) = select_rows(rows, "best", {"metric": "accuracy", "direction": "maximize"})
-    assert best.epoch == 1
-    (first,) = select_rows(rows, "best", BEST)
-    assert first.epoch == 0
-    with pytest.raises(
-        ConfigError, match=r"best.metric must be one of loss, accuracy. Received: acuracy. Did"
-    ):
-        select_rows(rows, "best", {"metric": "acuracy", "direction": "maximize"})
-
-
-@pytest.mark.parametrize("epochs", [3, [1, 5], "first", [], True, None, -1, [[1]], {"a": 1}])
-def test_an_epoch_that_is_not_in_the_log_is_refused(epochs: object) -> None:
-    with pytest.raises(ConfigError, match="best, last, or of the log's 0 to 2. Received: "):
-        select_rows(ROWS, epochs, BEST)
 
 
 def test_versions_increase_strictly(run: RunDirectory) -> None:

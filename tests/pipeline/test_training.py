@@ -19,22 +19,23 @@ from pipeline.evaluation import Signature, Spec, initial_state
 from pipeline.optimizers import SGD, Adam
 from pipeline.run import RunDirectory
 from pipeline.training import NonFiniteLoss, Training
-from tests.cases import CASES, Case
+from tests.cases import CASES, Case, policy
 
 DENSE = CASES[-1]
 FLOAT = Spec("float32", (None,))
+POLICY = ("epochs", "compile", "keep", "patience", "min_delta", "exported")
 
 
 def prepare(path: Path, case: Case = DENSE, **changes: Any) -> Training:
     run = RunDirectory(path)
-    (path / "checkpoints").mkdir(parents=True)
+    (path / "checkpoints").mkdir(parents=True, exist_ok=True)
     dataset = changes.pop("dataset", None) or case.load()
+    chosen = policy(**{key: changes.pop(key) for key in POLICY if key in changes})
     arguments: dict[str, Any] = {
-        "epochs": 2,
+        "policy": chosen,
         "seed": 0,
-        "use_xla": False,
         "metrics": ("loss",),
-        "config": {},
+        "config": {"train": {"epochs": chosen.train.epochs}},
         "stopped": lambda: False,
         **changes,
     }
@@ -68,16 +69,16 @@ def test_ordered_data_stays_in_order() -> None:
     assert rows.tolist() == [[0, 1], [2, 3], [4, 5]]
 
 
-@pytest.mark.parametrize("use_xla", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize("compile", ["graph", "xla"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_two_runs_give_the_same_bits(case: Case, use_xla: bool, tmp_path: Path) -> None:
-    if case.name == "mnist_cnn" and use_xla:
+def test_two_runs_give_the_same_bits(case: Case, compile: str, tmp_path: Path) -> None:
+    if case.name == "mnist_cnn" and compile == "xla":
         # XLA has no deterministic gradient of max-pooling: that is said, with what to do.
         with pytest.raises(ConfigError, match=r"train\.compile=xla .* Use train\.compile=graph"):
-            prepare(tmp_path / "run", case, use_xla=True).fit()
+            prepare(tmp_path / "run", case, compile="xla").fit()
         return
     for name in ("first", "second"):
-        assert prepare(tmp_path / name, case, epochs=1, use_xla=use_xla).fit()
+        assert prepare(tmp_path / name, case, epochs=1, compile=compile).fit()
     assert files(tmp_path / "first") == files(tmp_path / "second")
 
 
@@ -303,7 +304,7 @@ def test_who_watches_the_epochs_may_stop_it(tmp_path: Path) -> None:
         seen.append(epoch)
         return epoch == 1
 
-    assert prepare(tmp_path / "run").fit(watch) is False
+    assert prepare(tmp_path / "run").fit(on_epoch=watch) is False
     assert seen == [1]
     assert [row.epoch for row in RunDirectory(tmp_path / "run").read_rows()] == [0, 1]
 

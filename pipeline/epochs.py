@@ -1,0 +1,97 @@
+"""Which epochs are trained, kept and exported: functions of the log alone, so that none of it is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.binding import ConfigError, unknown
+from pipeline.config import Best, Train
+from pipeline.run import Row
+
+
+def select(rows: Sequence[Row], epochs: Any, best: Best, kept: set[int] | None = None) -> list[Row]:
+    """Return the rows of some epochs.
+
+    Args:
+        rows: The log: at least one row, that of epoch e at position e.
+        epochs: `all`, `last`, `best`, an epoch, or a list of epochs.
+        best: What makes an epoch the best; of equals, the first.
+        kept: The epochs whose checkpoints are kept; `None` is all. `all` means these.
+
+    Raises:
+        ConfigError: An epoch is not in the log or not kept, or `epochs` is none of these.
+    """
+    held = set(range(len(rows))) if kept is None else kept
+    if epochs == "all":
+        return [row for row in rows if row.epoch in held]
+    if epochs == "last":
+        return [rows[-1]]
+    if epochs == "best":
+        if best.metric not in rows[0].test:
+            raise ConfigError([unknown("best.metric", best.metric, rows[0].test)])
+        return [min(rows, key=lambda row: _cost(row, best))]
+    wanted = list(epochs) if isinstance(epochs, list | tuple) else [epochs]
+    missing = [epoch for epoch in wanted if type(epoch) is not int or not 0 <= epoch < len(rows)]
+    if missing or not wanted:
+        raise ConfigError(
+            [
+                f"The epoch must be all, best, last, or of the log's 0 to {len(rows) - 1}. "
+                f"Received: {', '.join(map(str, missing)) or 'none'}."
+            ]
+        )
+    if lost := [str(epoch) for epoch in wanted if epoch not in held]:
+        raise ConfigError(
+            [
+                f"The epoch must be one whose checkpoint is kept: {', '.join(map(str, sorted(held)))}. "
+                f"Received: {', '.join(lost)}. See train.keep."
+            ]
+        )
+    return [rows[epoch] for epoch in wanted]
+
+
+def _cost(row: Row, best: Best) -> float:
+    return -row.test[best.metric] if best.direction == "maximize" else row.test[best.metric]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How long is trained, and what is kept of it.
+
+    Attributes:
+        train: The section `train`.
+        best: The section `best`.
+        exported: The epochs that will be exported; see `Settings.epoch`.
+    """
+
+    train: Train
+    best: Best
+    exported: Any
+
+    def is_complete(self, rows: Sequence[Row]) -> bool:
+        """Return whether no epoch is to follow those of a log: all were trained, or it no longer improves."""
+        if rows[-1].epoch >= self.train.epochs:
+            return True
+        stopping = self.train.early_stopping
+        return stopping.patience is not None and self._num_stale(rows) >= stopping.patience
+
+    def _num_stale(self, rows: Sequence[Row]) -> int:
+        """Return how many epochs have passed since one was better than all before it by `min_delta`."""
+        lowest, since = _cost(rows[0], self.best), 0
+        for row in rows[1:]:
+            if _cost(row, self.best) < lowest - self.train.early_stopping.min_delta:
+                lowest, since = _cost(row, self.best), 0
+            else:
+                since += 1
+        return since
+
+    def kept(self, rows: Sequence[Row]) -> set[int]:
+        """Return the epochs of a log whose checkpoints are kept."""
+        if self.train.keep == "all":
+            return {row.epoch for row in rows}
+        num_last = 1 if self.train.keep == "best" else self.train.keep
+        (best,) = select(rows, "best", self.best)
+        listed = self.exported if isinstance(self.exported, list) else [self.exported]
+        last = {row.epoch for row in rows[-num_last:]}
+        return last | {best.epoch} | {epoch for epoch in listed if type(epoch) is int and epoch < len(rows)}

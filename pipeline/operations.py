@@ -1,0 +1,227 @@
+"""Operations that a graph may have before it is loaded: those that compute, and nothing else.
+
+A graph is a program: TensorFlow has operations that read and write files, call Python, open connections or
+end the process, and they may hide in a function that another function calls. So a graph that somebody
+hands over is read before it is loaded, all of its functions included, and refused if it has an operation
+that is not in this list, whatever it may be.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.binding import ConfigError
+
+# Without the number of their version, such as V2. Left out are all that open files (ImmutableConst,
+# CacheDataset, InitializeTableFromTextFile, Print among them), gradients, queues and quantized kernels.
+ALLOWED = frozenset(
+    name
+    for line in """
+    # arrays
+    BatchToSpace BatchToSpaceND Bitcast BitwiseAnd BitwiseOr BitwiseXor BroadcastArgs
+    BroadcastGradientArgs BroadcastTo CheckNumerics Concat ConcatOffset ConjugateTranspose Const
+    DeepCopy DepthToSpace Dequantize Diag DiagPart EditDistance Empty EnsureShape ExpandDims
+    ExtractImagePatches ExtractVolumePatches FakeQuantWithMinMaxArgs FakeQuantWithMinMaxVars
+    FakeQuantWithMinMaxVarsPerChannel Fill Fingerprint Gather GatherNd GuaranteeConst Identity
+    IdentityN Invert InvertPermutation LeftShift ListDiff LowerBound MatrixBandPart MatrixDiag
+    MatrixDiagPart MatrixSetDiag MirrorPad OneHot OnesLike Pack Pad Placeholder
+    PlaceholderWithDefault PopulationCount PreventGradient Quantize QuantizeAndDequantize Rank
+    Reshape ResourceStridedSliceAssign Reverse ReverseSequence RightShift Roll ScatterNd
+    ScatterNdNonAliasingAdd Shape ShapeN Size Slice Snapshot SpaceToBatch SpaceToBatchND
+    SpaceToDepth Split SplitV Squeeze StopGradient StridedSlice StridedSliceAssign TensorScatterAdd
+    TensorScatterMax TensorScatterMin TensorScatterSub TensorScatterUpdate TensorStridedSliceUpdate
+    Tile Transpose Unique UniqueWithCounts Unpack UnravelIndex UpperBound Where ZerosLike
+    # mathematics
+    Abs AccumulateN Acos Acosh Add AddN All Angle Any ApproximateEqual ArgMax ArgMin Asin Asinh Atan
+    Atan2 Atanh BandedTriangularSolve BatchMatMul Betainc Bincount Bucketize Cast Ceil Cholesky
+    ClipByValue Complex ComplexAbs Conj Cos Cosh Cross Cumprod Cumsum CumulativeLogsumexp Dawsn
+    DenseBincount Digamma Div DivNoNan Eig Einsum Equal Erf Erfc Erfinv EuclideanNorm Exp Expint
+    Expm1 FFT FFT2D FFT3D FFTND Floor FloorDiv FloorMod FresnelCos FresnelSin Greater GreaterEqual
+    HistogramFixedWidth IFFT IFFT2D IFFT3D IFFTND IRFFT IRFFT2D IRFFT3D IRFFTND Igamma Igammac Imag
+    IsFinite IsInf IsNan Less LessEqual Lgamma LinSpace Log Log1p LogMatrixDeterminant LogicalAnd
+    LogicalNot LogicalOr Lu MatMul MatrixDeterminant MatrixExponential MatrixInverse MatrixLogarithm
+    MatrixSolve MatrixSolveLs MatrixSquareRoot MatrixTriangularSolve Max Maximum Mean Min Minimum
+    Mod Mul MulNoNan Ndtri Neg NextAfter NotEqual Polygamma Pow Prod Qr QuantizeDownAndShrinkRange
+    RFFT RFFT2D RFFT3D RFFTND RaggedBincount Range Real RealDiv Reciprocal Rint Round Rsqrt
+    SegmentMax SegmentMean SegmentMin SegmentProd SegmentSum Select SelfAdjointEig Sigmoid Sign Sin
+    Sinh SobolSample SparseBincount SparseMatMul Spence Sqrt Square SquaredDifference Sub Sum Svd
+    Tan Tanh TridiagonalMatMul TridiagonalSolve TruncateDiv TruncateMod UnsortedSegmentMax
+    UnsortedSegmentMin UnsortedSegmentProd UnsortedSegmentSum Xdivy Xlog1py Xlogy Zeta
+    # networks
+    ApproxTopK AvgPool AvgPool3D BatchNormWithGlobalNormalization BiasAdd BlockLSTM
+    CTCBeamSearchDecoder CTCGreedyDecoder CTCLoss Conv Conv2D Conv3D DataFormatDimMap
+    DataFormatVecPermute DepthwiseConv2dNative Dilation2D Elu FractionalAvgPool FractionalMaxPool
+    FusedBatchNorm FusedPadConv2D FusedResizeAndPadConv2D GRUBlockCell InTopK IsotonicRegression
+    L2Loss LRN LSTMBlockCell LeakyRelu LogSoftmax MaxPool MaxPool3D MaxPoolWithArgmax NthElement
+    Relu Relu6 Selu Softmax SoftmaxCrossEntropyWithLogits Softplus Softsign
+    SparseSoftmaxCrossEntropyWithLogits TopK
+    # random
+    ParameterizedTruncatedNormal RandomGamma RandomPoisson RandomShuffle RandomStandardNormal
+    RandomUniform RandomUniformInt RngReadAndSkip RngSkip StatefulRandomBinomial
+    StatefulStandardNormal StatefulTruncatedNormal StatefulUniform StatefulUniformFullInt
+    StatefulUniformInt StatelessMultinomial StatelessParameterizedTruncatedNormal
+    StatelessRandomBinomial StatelessRandomGamma StatelessRandomGetAlg StatelessRandomGetKeyCounter
+    StatelessRandomGetKeyCounterAlg StatelessRandomNormal StatelessRandomPoisson
+    StatelessRandomUniform StatelessRandomUniformFullInt StatelessRandomUniformInt StatelessShuffle
+    StatelessTruncatedNormal TruncatedNormal
+    # text, images, examples
+    AdjustContrast AdjustHue AdjustSaturation AsString CombinedNonMaxSuppression CropAndResize
+    DecodeAndCropJpeg DecodeBase64 DecodeBmp DecodeCSV DecodeGif DecodeImage DecodeJpeg DecodeJxl
+    DecodePaddedRaw DecodePng DecodeRaw DecodeWebP DrawBoundingBoxes EncodeBase64 EncodeJpeg
+    EncodeJpegVariableQuality EncodePng ExtractGlimpse ExtractJpegShape GenerateBoundingBoxProposals
+    HSVToRGB ImageProjectiveTransform NonMaxSuppression NonMaxSuppressionWithOverlaps ParseExample
+    ParseSequenceExample ParseSingleExample ParseSingleSequenceExample ParseTensor RGBToHSV
+    RandomCrop ReduceJoin RegexFullMatch RegexReplace ResizeArea ResizeBicubic ResizeBilinear
+    ResizeNearestNeighbor SampleDistortedBoundingBox ScaleAndTranslate SerializeTensor
+    StatelessSampleDistortedBoundingBox StaticRegexFullMatch StaticRegexReplace StringFormat
+    StringJoin StringLength StringLower StringNGrams StringSplit StringStrip StringToHashBucket
+    StringToHashBucketFast StringToHashBucketStrong StringToNumber StringUpper Substr UnicodeDecode
+    UnicodeDecodeWithOffsets UnicodeEncode UnicodeScript UnicodeTranscode UnsortedSegmentJoin
+    # sparse, ragged, sets
+    DenseToDenseSetOperation DenseToSparseSetOperation DeserializeManySparse DeserializeSparse
+    RaggedCross RaggedFillEmptyRows RaggedGather RaggedRange RaggedTensorFromVariant
+    RaggedTensorToSparse RaggedTensorToTensor RaggedTensorToVariant SerializeManySparse
+    SerializeSparse SetSize SparseAdd SparseConcat SparseCross SparseCrossHashed SparseFillEmptyRows
+    SparseReorder SparseReshape SparseSplit SparseTensorDenseAdd SparseTensorDenseMatMul
+    SparseToDense SparseToSparseSetOperation
+    # control flow, functions
+    Case Enter Exit FakeParam For If LoopCond Merge NextIteration NoOp PartitionedCall
+    StatefulPartitionedCall StatelessCase StatelessIf StatelessWhile Switch ToBool While
+    # state
+    Assert Assign AssignAdd AssignAddVariableOp AssignSub AssignSubVariableOp AssignVariableOp
+    DestroyResourceOp DisableCopyOnRead DynamicPartition DynamicStitch EmptyTensorList HashTable
+    InitializeTable IsVariableInitialized LookupTableExport LookupTableFind LookupTableImport
+    LookupTableInsert LookupTableRemove LookupTableSize MutableDenseHashTable MutableHashTable
+    ParallelDynamicStitch ReadVariableOp ResourceGather ResourceGatherNd TensorArray
+    TensorArrayClose TensorArrayConcat TensorArrayGather TensorArrayRead TensorArrayScatter
+    TensorArraySize TensorArraySplit TensorArrayWrite TensorListConcat TensorListConcatLists
+    TensorListElementShape TensorListFromTensor TensorListGather TensorListGetItem TensorListLength
+    TensorListPopBack TensorListPushBack TensorListPushBackBatch TensorListReserve TensorListResize
+    TensorListScatter TensorListScatterIntoExistingList TensorListSetItem TensorListSplit
+    TensorListStack VarHandleOp VarIsInitializedOp Variable VariableShape
+    # input pipelines
+    AnonymousIterator BatchDataset ConcatenateDataset DatasetCardinality DatasetToSingleElement
+    FilterDataset FinalizeDataset FlatMapDataset GetOptions InterleaveDataset Iterator
+    IteratorGetNext IteratorGetNextAsOptional MakeIterator MapDataset ModelDataset OneShotIterator
+    OptionalFromValue OptionalGetValue OptionalHasValue OptionalNone OptionsDataset
+    PaddedBatchDataset ParallelBatchDataset ParallelFilterDataset ParallelInterleaveDataset
+    ParallelMapDataset PrefetchDataset RangeDataset ReduceDataset RepeatDataset ShardDataset
+    ShuffleAndRepeatDataset ShuffleDataset SkipDataset SparseTensorSliceDataset TakeDataset
+    TensorDataset TensorSliceDataset UnwrapDatasetVariant WindowDataset WindowOp ZipDataset
+    """.splitlines()
+    if not line.lstrip().startswith("#")
+    for name in line.split()
+)
+
+RESTORING = frozenset({"RestoreV2"})
+"""What may stand besides in what a loader runs to restore the variables, and nowhere else."""
+
+OTHER_FORMS = ("saved_model.pbtxt", "saved_model.cpb")
+"""Files that TensorFlow would take for a SavedModel, too."""
+
+trusted: set[str] = set()
+"""Operations that whoever runs this process allows besides."""
+
+
+def check_saved_model(directory: Path) -> None:
+    """Check the graphs of a SavedModel.
+
+    Raises:
+        ConfigError: One has an operation that is not allowed, or the file cannot be read.
+    """
+    path = directory / "saved_model.pb"
+    for name in OTHER_FORMS:
+        if (directory / name).exists():
+            raise ConfigError([f"{directory} must be a SavedModel with {path.name} alone. It has {name}."])
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    saved_model = saved_model_pb2.SavedModel()
+    try:
+        saved_model.ParseFromString(path.read_bytes())
+    except Exception as error:  # The parser's errors share no type.
+        raise ConfigError([f"{directory} must be a whole SavedModel. Reading it failed: {error}"]) from error
+    for meta in saved_model.meta_graphs:
+        check_meta_graph(meta, path)
+
+
+def check_meta_graph(meta: Any, path: Path) -> None:
+    """Check a graph with its functions.
+
+    Only what its saver alone would run to write a checkpoint is left unread, because nobody runs it.
+
+    Raises:
+        ConfigError: It has an operation that is not allowed.
+    """
+    graph = _Graph(meta.graph_def)
+    saving = graph.reached([meta.saver_def.save_tensor_name])
+    restoring = graph.reached([meta.saver_def.restore_op_name])
+    known = saving | restoring
+    roots = {name for name in (*graph.nodes, *graph.functions) if name not in known}
+    rest = graph.reached([*roots, *_entries(meta)])
+    allowed = ALLOWED | trusted
+    found = graph.operations(restoring) - allowed - RESTORING | graph.operations(rest) - allowed
+    if found:
+        raise ConfigError(
+            [
+                f"{path} must have operations that compute, and no others. It has "
+                f"{', '.join(sorted(found))}. If you know what for, add trust=[{','.join(sorted(found))}]."
+            ]
+        )
+
+
+def _entries(meta: Any) -> Iterator[str]:
+    """Yield the names of all that a loader may run, whatever else refers to it."""
+    yield from meta.object_graph_def.concrete_functions
+    for signature in meta.signature_def.values():
+        for tensor in (*signature.inputs.values(), *signature.outputs.values()):
+            yield tensor.name
+            yield from (part.name for part in tensor.composite_tensor.components)
+    for collection in meta.collection_def.values():
+        yield from collection.node_list.value
+
+
+class _Graph:
+    """The nodes of a graph by name, and those of its functions."""
+
+    def __init__(self, graph_def: Any) -> None:
+        self.nodes = {node.name: node for node in graph_def.node}
+        self.functions = {function.signature.name: function for function in graph_def.library.function}
+
+    def reached(self, names: Iterable[str]) -> set[str]:
+        """Return the nodes and functions that tensors, nodes or functions need."""
+        pending, found = [_node_name(name) for name in names], set()
+        while pending:
+            name = pending.pop()
+            if name in found or (name not in self.nodes and name not in self.functions):
+                continue
+            found.add(name)
+            if name in self.nodes:
+                node = self.nodes[name]
+                pending += [*map(_node_name, node.input), *_called(node)]
+            if name in self.functions:
+                pending += [called for node in self.functions[name].node_def for called in _called(node)]
+        return found
+
+    def operations(self, names: Iterable[str]) -> set[str]:
+        """Return the operations of nodes and functions, without their versions."""
+        found = set()
+        for name in names:
+            nodes = [self.nodes[name]] if name in self.nodes else []
+            nodes += self.functions[name].node_def if name in self.functions else []
+            found |= {node.op for node in nodes if node.op not in self.functions}
+        return {op if op in RESTORING else re.sub(r"[vV]\d+$", "", op) for op in found}
+
+
+def _called(node: Any) -> Iterator[str]:
+    """Yield the functions that a node calls: by attribute, or as its operation."""
+    yield node.op
+    for value in node.attr.values():
+        yield value.func.name
+        yield from (function.name for function in value.list.func)
+
+
+def _node_name(tensor: str) -> str:
+    return tensor.removeprefix("^").partition(":")[0]

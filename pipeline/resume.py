@@ -1,0 +1,221 @@
+"""Going on with a run: whether the configuration is still its own, and what of it is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from pipeline import epochs, receipts, sealed
+from pipeline.binding import ConfigError
+from pipeline.config import Export, Settings
+from pipeline.epochs import Policy
+from pipeline.formats.base import read_manifest
+from pipeline.run import Row, RunDirectory, write_text
+
+KEY = "train.resume"
+MAY_DIFFER = (KEY, "train.epochs")
+NOT_TAKEN_OVER = ("hydra", "_target_", KEY)
+"""What of a run's recorded overrides has to be given again: what chooses code, and where it runs."""
+
+log = logging.getLogger("pipeline")
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """An epoch that was stopped between two steps.
+
+    Attributes:
+        epoch: The epoch.
+        num_steps: Steps taken of it.
+        checkpoint: Name of the checkpoint, in `checkpoints/`, of the variables, the losses of the epoch's
+            steps and the state that is carried to the next.
+        files: SHA-256 of each of its files.
+    """
+
+    epoch: int
+    num_steps: int
+    checkpoint: str
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        rows: Its log, up to an epoch whose checkpoint is whole; empty for a new run.
+        unfinished: The epoch after that, if it was begun and stopped in good order.
+    """
+
+    rows: Sequence[Row] = ()
+    unfinished: Unfinished | None = None
+
+
+def path_of_unfinished(run: RunDirectory) -> Path:
+    """Return the path of what is said of an unfinished epoch."""
+    return run.graph.with_name("unfinished.json")
+
+
+def write_unfinished(run: RunDirectory, unfinished: Unfinished) -> None:
+    """Say that an epoch is unfinished; its checkpoint is there already."""
+    write_text(path_of_unfinished(run), json.dumps(sealed.seal(asdict(unfinished)), indent=2) + "\n")
+
+
+def check(run: RunDirectory, settings: Settings) -> None:
+    """Check that a run can start, or go on, in a directory with a configuration.
+
+    Raises:
+        ConfigError: See `RunDirectory.check_usable`; or a run is there with another configuration, of which
+            the message names every key that differs.
+    """
+    resumed = settings.train.resume
+    if resumed is not None and not run.log.exists():
+        raise ConfigError([f"{KEY} must be the directory of a run that has begun. Received: {resumed}."])
+    if resumed is not None and resumed != run.path.absolute():
+        raise ConfigError([f"{KEY} is where the run goes on: {resumed}. Received also: {run.path}."])
+    run.check_usable()
+    if not run.read_lines():
+        return
+    recorded = run.read_facts()["config"]
+    before, now = dict(_leaves(recorded)), dict(_leaves(json.loads(json.dumps(settings.resolved))))
+    problems = [
+        f"{key} must be {before.get(key)!r}, as in the run in {run.path}. Received: {now.get(key)!r}. "
+        "Choose another hydra.run.dir for another configuration."
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key not in MAY_DIFFER
+    ]
+    if settings.train.epochs < recorded["train"]["epochs"]:
+        problems.append(
+            f"train.epochs may only be raised, from {recorded['train']['epochs']}, in the run in {run.path}. "
+            f"Received: {settings.train.epochs}."
+        )
+    if problems:
+        raise ConfigError(problems)
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node
+
+
+def with_recorded(overrides: Sequence[str]) -> list[str]:
+    """Return a command's overrides; where they name a run to resume, behind those that it recorded."""
+    parser = OverridesParser.create()
+    try:
+        given = {override.key_or_group: override for override in parser.parse_overrides(list(overrides))}
+    except HydraException:  # Composition says which.
+        return list(overrides)
+    if KEY not in given or given[KEY].value() is None:
+        return list(overrides)
+    path = Path(str(given[KEY].value())).expanduser() / ".hydra" / "overrides.yaml"
+    recorded: Iterable[str] = ()
+    with contextlib.suppress(OSError, ValueError):
+        recorded = [str(override) for override in OmegaConf.load(path)]
+    try:
+        parsed = parser.parse_overrides(list(recorded))
+    except HydraException as error:
+        raise ConfigError([f"{path} must hold the overrides of a run. It is damaged: {error}"]) from error
+    kept = [
+        line
+        for line, override in zip(recorded, parsed, strict=True)
+        if override.key_or_group not in given and not any(part in line for part in NOT_TAKEN_OVER)
+    ]
+    return [*kept, *overrides]
+
+
+def find(run: RunDirectory) -> Progress:
+    """Return how far a run is; what follows the newest epoch that is whole is dropped, and that is said.
+
+    Raises:
+        ConfigError: No epoch is whole, or what all of them need is not.
+    """
+    lines = run.read_lines()
+    if not lines:
+        return Progress()
+    if changed := sealed.problems(run.path, run.read_facts()["files"]):
+        raise ConfigError(changed)
+    rows: list[Row] = []
+    problems: list[str] = []
+    for number, line in enumerate(lines):
+        try:
+            rows.append(run.parse_row(number, line))
+        except ConfigError as error:
+            problems += error.problems
+            break
+    while rows:
+        try:
+            run.check_row(rows[-1])
+            break
+        except ConfigError as error:
+            problems += error.problems
+            rows.pop()
+    if not rows:
+        raise ConfigError([*problems, f"The run in {run.path} has no epoch to go on from. Start a new one."])
+    if len(rows) < len(lines):
+        log.warning("going on from epoch %d: %s", rows[-1].epoch, " ".join(problems))
+        run.rewrite_rows(rows)
+    return Progress(rows, _unfinished(run, rows[-1].epoch + 1))
+
+
+def _unfinished(run: RunDirectory, epoch: int) -> Unfinished | None:
+    """Return what there is of an epoch, if it is whole."""
+    path = path_of_unfinished(run)
+    try:
+        found = Unfinished(**sealed.unseal(path.read_text()))
+        problems = sealed.problems(path.parent, found.files)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        problems = [f"{path} must be as the run wrote it: {error}."]
+    if problems:
+        log.warning("going on from the beginning of epoch %d: %s", epoch, " ".join(problems))
+        return None
+    return found if found.epoch == epoch else None
+
+
+def unexported(run: RunDirectory, rows: Sequence[Row], export: Export) -> Export:
+    """Return what is left to export of the epochs of some rows."""
+    wanted = sorted(row.epoch for row in rows)
+
+    def is_there(name: str) -> bool:
+        newest = run.newest_export(name)
+        if newest is None:
+            return False
+        try:
+            manifest = read_manifest(newest)
+        except ConfigError:
+            return False
+        quantization = export.quantization if name == "tflite" else "none"
+        return list(manifest.epochs) == wanted and manifest.quantization == quantization
+
+    return replace(export, formats={name: not is_there(name) for name in export.chosen})
+
+
+def verdict(run: RunDirectory, settings: Settings, rows: Sequence[Row]) -> str | None:
+    """Return the verdict of a run with nothing left to train, to export or to verify; `None` for others."""
+    policy = Policy(settings.train, settings.best, settings.epoch)
+    if not rows or not policy.is_complete(rows):
+        return None
+    chosen = epochs.select(rows, settings.epoch, settings.best, policy.kept(rows))
+    if unexported(run, chosen, settings.export).chosen:
+        return None
+    receipt = receipts.read_file(run.verification)
+    if receipt is None or {row["epoch"] for row in receipt["epochs"]} < policy.kept(rows):
+        return None
+    verified = {export["artifact"] for export in receipt.get("exports", [])}
+    newest = [run.newest_export(name) for name in settings.export.chosen]
+    if not {str(path.relative_to(run.path)) for path in newest if path} <= verified:
+        return None
+    return str(receipt["verdict"])
