@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -135,6 +136,20 @@ class Source(Protocol):
         Raises:
             DataError: The data is missing, damaged or not what it should be.
         """
+
+
+def check_memory(num_bytes: int, what: str) -> None:
+    """Check that so much could be held in memory at all.
+
+    Raises:
+        DataError: The machine has less.
+    """
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if num_bytes > available:
+        raise DataError(
+            f"{what} must fit into memory, {available / 1e9:.1f} GB. It says that it holds "
+            f"{num_bytes / 1e9:.1f} GB. Write it as shards (python -m pipeline.records) where it does."
+        )
 
 
 def split_tail(arrays: Arrays, test_fraction: float) -> tuple[Arrays, Arrays]:

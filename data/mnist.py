@@ -10,12 +10,14 @@ import shutil
 import tempfile
 import urllib.request
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated, cast
 
 import numpy as np
 
-from data.base import Arrays, DataError, Dataset
+from data.base import Arrays, DataError, Dataset, check_memory
 
 MIRROR = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 TIMEOUT_SECS = 30
@@ -91,7 +93,7 @@ class Mnist:
             ):
                 part = Path(file.name)
                 shutil.copyfileobj(response, file)
-            digest = hashlib.md5(_unpack(part), usedforsecurity=False).hexdigest()
+            digest = _md5(part)
             if digest != DIGESTS[name]:
                 raise ValueError(f"its MD5, unpacked, must be {DIGESTS[name]}. Received: {digest}")
             part.rename(self.dir / f"{name}.gz")
@@ -105,37 +107,54 @@ class Mnist:
                 part.unlink(missing_ok=True)
 
 
-def _unpack(path: Path) -> bytes:
-    """Return the bytes of a file, unpacked if gzip's magic number opens it."""
-    content = path.read_bytes()
-    if content[:2] != b"\x1f\x8b":
-        return content
+def _open(path: Path) -> IO[bytes]:
+    """Open a file, to be unpacked while it is read if gzip's magic number opens it."""
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return cast(IO[bytes], gzip.open(path) if packed else path.open("rb"))
+
+
+def _md5(path: Path) -> str:
+    """Return the digest of what a file unpacks to, of which little is in memory at a time."""
+    with _unpacking(path), _open(path) as file:
+        digest = hashlib.md5(usedforsecurity=False)
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+        return digest.hexdigest()
+
+
+@contextmanager
+def _unpacking(path: Path) -> Iterator[None]:
     try:
-        return gzip.decompress(content)
+        yield
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path} must be a whole gzip file. Unpacking failed: {error}.") from error
 
 
 def _read_idx(path: Path, *, num_dimensions: int) -> np.ndarray:
-    """Return the array of an IDX file of unsigned bytes.
+    """Return the array of an IDX file of unsigned bytes; no more is read than its header says.
 
     Raises:
         DataError: The magic number, the dimensions or the length are not what they must be.
     """
-    content = _unpack(path)
     magic = bytes([0, 0, 8, num_dimensions])
-    if content[:4] != magic:
+    with _unpacking(path), _open(path) as file:
+        received = file.read(4)
+        if received != magic:
+            raise DataError(
+                f"{path} must be an IDX file of unsigned bytes in {num_dimensions} dimensions, which "
+                f"opens with {magic.hex()}. Received: {received.hex() or 'an empty file'}."
+            )
+        header = file.read(4 * num_dimensions)
+        shape = [int.from_bytes(header[i : i + 4], "big") for i in range(0, len(header), 4)]
+        size, header_size = math.prod(shape), 4 + 4 * num_dimensions
+        check_memory(size, str(path))
+        content = file.read(size)
+        is_longer = bool(file.read(1))
+    if len(content) != size or is_longer or len(shape) != num_dimensions:
         raise DataError(
-            f"{path} must be an IDX file of unsigned bytes in {num_dimensions} dimensions, which "
-            f"opens with {magic.hex()}. Received: {content[:4].hex() or 'an empty file'}."
+            f"{path} must have {header_size + size:,} bytes for its shape {shape}. Received: "
+            f"{'more' if is_longer else f'{4 + len(header) + len(content):,}'}. "
+            "The file is truncated or damaged."
         )
-    header_size = 4 + 4 * num_dimensions
-    header = content[4:header_size]
-    shape = [int.from_bytes(header[i : i + 4], "big") for i in range(0, len(header), 4)]
-    expected_size = header_size + math.prod(shape)
-    if len(content) != expected_size:
-        raise DataError(
-            f"{path} must have {expected_size:,} bytes for its shape {shape}. "
-            f"Received: {len(content):,}. The file is truncated or damaged."
-        )
-    return np.frombuffer(content, np.uint8, offset=header_size).reshape(shape)
+    return np.frombuffer(content, np.uint8).reshape(shape)

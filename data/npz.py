@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 
-from data.base import Arrays, DataError, Dataset, split_tail
+from data.base import Arrays, DataError, Dataset, check_memory, split_tail
 
 
 class Npz:
@@ -46,11 +47,36 @@ class Npz:
         return Dataset(train=train, test=test, batch_size=self.batch_size)
 
 
+def _check_headers(members: zipfile.ZipFile) -> None:
+    """Check, before any memory is taken, that each array is as large as it says.
+
+    Raises:
+        ValueError: One is not.
+    """
+    check_memory(sum(info.file_size for info in members.infolist()), str(members.filename))
+    for info in members.infolist():
+        with members.open(info) as file:
+            version = np.lib.format.read_magic(file)
+            read_header = np.lib.format.read_array_header_1_0
+            if version != (1, 0):
+                read_header = np.lib.format.read_array_header_2_0
+            shape, _, dtype = read_header(file)
+            expected = math.prod(shape) * dtype.itemsize
+            if not dtype.hasobject and expected != info.file_size - file.tell():
+                raise ValueError(
+                    f"{info.filename} must have the {expected:,} bytes of {list(shape)} {dtype}. "
+                    f"It has {info.file_size - file.tell():,}"
+                )
+
+
 def _read(path: Path) -> Arrays:
     try:
         # A lone .npy array would open, too, as something else.
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:
+        with zipfile.ZipFile(path) as members, np.load(path, allow_pickle=False) as archive:
+            _check_headers(members)
             return {name: archive[name] for name in archive.files}
+    except DataError:
+        raise
     except FileNotFoundError:
         raise DataError(f"data.path and data.test_path must name .npz files. Not found: {path}.") from None
     except Exception as error:  # NumPy and zipfile raise whatever the damaged bytes lead them into.

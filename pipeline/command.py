@@ -37,6 +37,10 @@ DONE, FAILED, BAD_INPUT, MISMATCH = 0, 1, 2, 3
 HYDRA_FLAGS = ("hydra_help", "cfg", "info", "shell_completion")
 """Flags that ask Hydra for something other than a job."""
 
+NOTHING_LOST = (
+    "What was written before is whole; when the cause is gone, the same command goes on from there."
+)
+
 log = logging.getLogger(__name__)
 
 
@@ -123,6 +127,7 @@ def run(
     """
     arguments = get_args_parser().parse_args()
     register_resolvers()
+    logging.raiseExceptions = False  # A log file that takes no more is no reason for a traceback.
     code = DONE
     try:
         if any(getattr(arguments, flag) for flag in HYDRA_FLAGS):
@@ -142,6 +147,9 @@ def run(
         # Whoever read the output has gone, as `head` does; there is no one to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
+    except OSError as error:
+        said = f"{type(error).__name__}: {error}".rstrip(".")
+        _exit(FAILED, [f"A file could not be read or written. {said}. {NOTHING_LOST}"], error)
     except Exception as error:
         _exit(FAILED, [f"{type(error).__name__}: {error}"], error)
     sys.exit(code)

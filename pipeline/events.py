@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -11,13 +12,15 @@ from types import TracebackType
 
 import tensorflow as tf
 
+from pipeline.binding import first_line
+
 
 class EventWriter:
     """Writes scalars to one event file in a folder, from any thread. Use it as a context manager."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
         self._lock = threading.Lock()
         self._writer = tf.io.TFRecordWriter(str(folder / name))
         self._write(tf.compat.v1.Event(wall_time=time.time(), file_version="brain.Event:2"))
@@ -31,9 +34,12 @@ class EventWriter:
         self._write(tf.compat.v1.Event(wall_time=time.time(), step=step, summary=summary))
 
     def _write(self, event: tf.compat.v1.Event) -> None:
-        with self._lock:
-            self._writer.write(event.SerializeToString())
-            self._writer.flush()
+        try:
+            with self._lock:
+                self._writer.write(event.SerializeToString())
+                self._writer.flush()
+        except tf.errors.OpError as error:
+            raise OSError(f"The curves cannot be written: {first_line(error)}") from error
 
     def __enter__(self) -> EventWriter:
         return self

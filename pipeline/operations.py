@@ -105,12 +105,13 @@ ALLOWED = frozenset(
     # input pipelines
     AnonymousIterator BatchDataset ConcatenateDataset DatasetCardinality DatasetToSingleElement
     FilterDataset FinalizeDataset FlatMapDataset GetOptions InterleaveDataset Iterator
-    IteratorGetNext IteratorGetNextAsOptional MakeIterator MapDataset ModelDataset OneShotIterator
-    OptionalFromValue OptionalGetValue OptionalHasValue OptionalNone OptionsDataset
-    PaddedBatchDataset ParallelBatchDataset ParallelFilterDataset ParallelInterleaveDataset
-    ParallelMapDataset PrefetchDataset RangeDataset ReduceDataset RepeatDataset ShardDataset
-    ShuffleAndRepeatDataset ShuffleDataset SkipDataset SparseTensorSliceDataset TakeDataset
-    TensorDataset TensorSliceDataset UnwrapDatasetVariant WindowDataset WindowOp ZipDataset
+    IteratorGetNext IteratorGetNextAsOptional IteratorToStringHandle MakeIterator MapDataset
+    ModelDataset OneShotIterator OptionalFromValue OptionalGetValue OptionalHasValue OptionalNone
+    OptionsDataset PaddedBatchDataset ParallelBatchDataset ParallelFilterDataset
+    ParallelInterleaveDataset ParallelMapDataset PrefetchDataset RangeDataset ReduceDataset
+    RepeatDataset ShardDataset ShuffleAndRepeatDataset ShuffleDataset SkipDataset
+    SparseTensorSliceDataset TakeDataset TensorDataset TensorSliceDataset UnwrapDatasetVariant
+    WindowDataset WindowOp ZipDataset
     """.splitlines()
     if not line.lstrip().startswith("#")
     for name in line.split()

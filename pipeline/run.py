@@ -126,8 +126,9 @@ class RunDirectory:
         """
         self._check_path("hydra.run.dir")
         found = [name for name in WRITTEN if (self.path / name).exists()]
-        claimed = (self.path / lock.NAME).exists()
-        if found and (not claimed or ("export" in found and not self.log.exists())):
+        is_run = {"run.json", "metrics.jsonl"} <= set(found)
+        was_claimed = (self.path / lock.NAME).exists() and "export" not in found
+        if found and not is_run and not was_claimed:
             raise ConfigError(
                 [
                     f"hydra.run.dir must be new, or hold a run that can go on. {self.path} holds "

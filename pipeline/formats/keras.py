@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from pipeline.run import NETWORK
 
 TRAITS = Traits(facts=".", exact=False)
 FILE = "model.keras"
+MAX_FACTOR = 20
+"""How many times its size a file may unpack to."""
 
 
 def write(source: Source, directory: Path) -> Mapping[str, str]:
@@ -70,6 +73,7 @@ def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
 
     path = directory / FILE
     try:
+        _check_size(path)
         network = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Whatever the damaged bytes lead the loader into.
         raise ConfigError([f"{path} must be a whole Keras file. Loading it failed: {error}"]) from error
@@ -77,6 +81,21 @@ def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
     function = tf.function(lambda **inputs: network(inputs), autograph=False)
     signature = signature_of(function.get_concrete_function(**specs))
     return dict.fromkeys(read_manifest(directory).signatures, signature)
+
+
+def _check_size(path: Path) -> None:
+    """Check, before anything is unpacked, that the archive is no larger inside than its file lets expect.
+
+    Raises:
+        ValueError: It is: Keras stores the variables, which are most of it, as they are.
+    """
+    with zipfile.ZipFile(path) as archive:
+        size = sum(info.file_size for info in archive.infolist())
+    limit = MAX_FACTOR * path.stat().st_size
+    if size > limit:
+        raise ValueError(
+            f"it unpacks to {size:,} bytes. At most {limit:,} are expected of a file of its size."
+        )
 
 
 def _names(network: Any, signatures: Mapping[str, Signature]) -> list[str]:

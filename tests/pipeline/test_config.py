@@ -19,7 +19,16 @@ VALUES: dict[str, Any] = {
     "data": {"_target_": "data.text.Text", "path": "text.txt"},
     "optimizer": {"_target_": "pipeline.optimizers.Adam", "learning_rate": 1},
     "export": {"formats": {"saved_model": True}},
-    "train": {"epochs": 2, "compile": "xla", "deterministic": True, "on_interrupt": "stop"},
+    "train": {
+        "epochs": 2,
+        "resume": None,
+        "keep": "all",
+        "early_stopping": {"patience": None, "min_delta": 0},
+        "compile": "xla",
+        "deterministic": True,
+        "on_interrupt": "stop",
+    },
+    "trust": [],
     "verify": {"abs_tolerance": 0, "rel_tolerance": 1e-3, "quantized_tolerance": None},
     "best": {"metric": "loss", "direction": "minimize"},
     "sweep": {"metric": "loss", "direction": "minimize", "epoch": "best"},
@@ -130,9 +139,22 @@ NAN_RATE = "optimizer.learning_rate must be a finite number. Received: nan."
             "train.compile must be one of graph, xla. Received: xlaa. Did you mean xla?",
         ),
         ({"train": 3}, "train must be a section. Received: 3."),
+        ({"train__keep": 0}, "train.keep must be all, best or a number >= 1. Received: 0."),
+        ({"train__keep": "last"}, "train.keep must be all, best or a number >= 1. Received: last."),
+        (
+            {"train__keep": 3, "epoch": "all", "export__formats": {"checkpoint": True}},
+            "epoch=all needs the checkpoint of every epoch: train.keep=all. Received: train.keep=3.",
+        ),
+        (
+            {"train__early_stopping": {"patience": 0, "min_delta": 0}},
+            "train.early_stopping.patience must be >= 1. Received: 0.",
+        ),
+        ({"trust": "mine"}, "trust must be a list, such as [a,b]. Received: 'mine'."),
+        ({"trust": [3]}, "trust must be a string. Received: 3."),
         (
             {"train__epoch": 3},
-            "train.epoch is not a key. Known here: epochs, compile, deterministic, on_interrupt. "
+            "train.epoch is not a key. Known here: epochs, resume, keep, early_stopping, compile, "
+            "deterministic, on_interrupt. "
             "Did you mean epochs?",
         ),
         ({"seed": 2**31}, "seed must be <= 2147483647. Received: 2147483648."),

@@ -35,7 +35,12 @@ def prepare(path: Path, case: Case = DENSE, **changes: Any) -> Training:
         "policy": chosen,
         "seed": 0,
         "metrics": ("loss",),
-        "config": {"train": {"epochs": chosen.train.epochs}},
+        "config": {
+            "train": {"epochs": chosen.train.epochs},
+            "data": {},
+            "verify": {},
+            "best": vars(chosen.best),
+        },
         "stopped": lambda: False,
         **changes,
     }

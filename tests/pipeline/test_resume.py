@@ -1,0 +1,261 @@
+"""Going on with a run: the same bits as without the stop, or a sentence that says why not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from data.base import Dataset
+from data.numbers import Numbers
+from data.tfrecord import TFRecord, Writer
+from models.base import BuiltModel
+from models.dense import DenseRegressor
+from pipeline import checkpoints, resume, sealed, training
+from pipeline.binding import ConfigError
+from pipeline.optimizers import SGD, Adam
+from pipeline.resume import Progress
+from pipeline.run import RunDirectory
+from tests.cases import CASES, Case
+from tests.conftest import rewrite
+from tests.pipeline.test_training import DENSE, files, prepare
+
+STEPS = [1, 2, 5]
+
+
+def stop_after(num_chunks: int) -> Callable[[], bool]:
+    """Return what says stop when it is asked for the time after so many chunks."""
+    asked = iter([False] * num_chunks + [True])
+    return lambda: next(asked)
+
+
+def go_on(path: Path, case: Case = DENSE, **changes: Any) -> bool:
+    progress = resume.find(RunDirectory(path))
+    return prepare(path, case, **changes).fit(progress)
+
+
+@pytest.fixture(autouse=True)
+def step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a training be stopped after any step."""
+    monkeypatch.setattr(training, "_next_chunk", lambda num_steps, elapsed: 1)
+
+
+class Dropout(DenseRegressor):
+    """Drops what its seed says."""
+
+    def build(self, batch: Any, metadata: Any) -> BuiltModel:
+        built = super().build(batch, metadata)
+
+        def loss(batch: dict[str, tf.Tensor], seed: tf.Tensor) -> Any:
+            kept = tf.random.stateless_uniform(tf.shape(batch["feature"]), seed) > 0.3
+            return built.loss({**batch, "feature": tf.where(kept, batch["feature"], 0.0)}, seed)
+
+        return dataclasses.replace(built, loss=loss)
+
+
+def shards(folder: Path) -> Dataset:
+    folder.mkdir(exist_ok=True)
+    if not any(folder.iterdir()):
+        list(Writer(num_shards=3).write(DENSE.load(), folder))
+    return TFRecord(dir=folder, batch_size=20).load()
+
+
+@pytest.mark.parametrize("num_chunks", STEPS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(case: Case, num_chunks: int, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"epochs": 3, "compile": "xla" if case.name == "char_lstm" else "graph"}
+    dataset = case.load()
+    if case.name == "mnist_cnn":  # Few steps will do.
+        dataset = dataclasses.replace(dataset, train={k: v[:300] for k, v in dataset.train.items()})
+    assert prepare(tmp_path / "whole", case, dataset=dataset, **options).fit()
+    stopped = prepare(tmp_path / "run", case, dataset=dataset, stopped=stop_after(num_chunks), **options)
+    assert not stopped.fit()
+    assert resume.find(RunDirectory(tmp_path / "run")).unfinished is not None
+    assert go_on(tmp_path / "run", case, dataset=dataset, **options)
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
+    assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert not (tmp_path / "run" / "checkpoints" / "unfinished.json").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": Dropout()},
+        {"optimizer": Adam(learning_rate=0.1, schedule="cosine", warmup_steps=3)},
+        {"optimizer": SGD(learning_rate=1e-5, momentum=0.9)},
+        {"keep": 1},
+        {"patience": 2, "min_delta": 1e9},
+        {"dataset": shards},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_whatever_it_depends_on_goes_on_too(changes: dict[str, Any], tmp_path: Path) -> None:
+    if "dataset" in changes:
+        changes = {"dataset": shards(tmp_path / "shards")}
+    options: dict[str, Any] = {"epochs": 4, **changes}
+    assert prepare(tmp_path / "whole", **options).fit()
+    assert not prepare(tmp_path / "run", stopped=stop_after(7), **options).fit()
+    stops = 1
+    while not go_on(tmp_path / "run", stopped=stop_after(4), **options):
+        stops += 1
+    assert stops >= 1
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
+
+
+def test_a_killed_run_begins_the_epoch_again(tmp_path: Path) -> None:
+    """Nothing is said of the epoch after the last row; what is there of it may be half."""
+    assert prepare(tmp_path / "whole", epochs=3).fit()
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
+    run.rewrite_rows(run.read_rows()[:2])
+    with run.log.open("a") as log:
+        log.write('{"epoch": 2, "st')
+    run.checkpoint(3).with_suffix(".index").unlink()
+    (run.path / "checkpoints" / "epoch-0002.data-00000-of-00001").write_bytes(b"half")
+    with run.claimed():
+        run.rewrite_rows(run.read_rows())
+        assert go_on(run.path, epochs=3)
+    assert files(run.path) == files(tmp_path / "whole")
+
+
+def test_raised_epochs_are_trained_on(tmp_path: Path) -> None:
+    assert prepare(tmp_path / "whole", epochs=4).fit()
+    assert prepare(tmp_path / "run", epochs=2).fit()
+    assert go_on(tmp_path / "run", epochs=4)
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
+    assert RunDirectory(tmp_path / "run").read_facts()["config"]["train"]["epochs"] == 4
+    assert go_on(tmp_path / "run", epochs=4)  # Nothing is left.
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
+
+
+def test_a_schedule_over_all_epochs_cannot_be_stretched(tmp_path: Path) -> None:
+    cosine: dict[str, Any] = {"optimizer": Adam(learning_rate=0.1, schedule="cosine")}
+    assert prepare(tmp_path / "run", epochs=2, **cosine).fit()
+    with pytest.raises(ConfigError, match="train.epochs cannot be raised: the learning rate follows"):
+        go_on(tmp_path / "run", epochs=3, **cosine)
+    warm: dict[str, Any] = {"optimizer": Adam(learning_rate=0.1, warmup_steps=4)}
+    assert prepare(tmp_path / "warm", epochs=2, **warm).fit()
+    assert go_on(tmp_path / "warm", epochs=3, **warm)
+
+
+def test_other_data_is_refused(tmp_path: Path) -> None:
+    assert prepare(tmp_path / "run", epochs=1).fit()
+    with pytest.raises(ConfigError, match="The data must be what the run in .* was begun with, SHA-256"):
+        go_on(tmp_path / "run", epochs=2, dataset=Numbers(count=99).load())
+
+
+def test_other_versions_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert prepare(tmp_path / "run", epochs=1).fit()
+    rewrite(tmp_path / "run" / "run.json", lambda facts: facts["versions"].update(tensorflow="2.0"))
+    assert go_on(tmp_path / "run", epochs=2)
+    assert "going on with other versions than {'tensorflow': '2.0'" in caplog.text
+
+
+class TestDamage:
+    """What is no longer what was written is not gone on from."""
+
+    @pytest.fixture
+    def run(self, tmp_path: Path) -> Iterator[RunDirectory]:
+        path = tmp_path / "run"
+        assert not prepare(path, epochs=3, stopped=stop_after(12)).fit()
+        yield RunDirectory(path)
+        assert prepare(tmp_path / "whole", epochs=3).fit()
+        if (path / "run.json").exists():
+            assert go_on(path, epochs=3)
+            assert files(path) == files(tmp_path / "whole")
+
+    def test_the_newest_whole_epoch_is_gone_on_from(
+        self, run: RunDirectory, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        flip(run.path / "checkpoints" / "epoch-0002.data-00000-of-00001")
+        progress = resume.find(run)
+        assert [row.epoch for row in progress.rows] == [0, 1]
+        assert progress.unfinished is None  # It is of the epoch after the damaged one.
+        assert "going on from epoch 1: Epoch 2: " in caplog.text
+        assert len(run.read_rows()) == 2
+
+    def test_a_damaged_line_of_the_log(self, run: RunDirectory, caplog: pytest.LogCaptureFixture) -> None:
+        lines = run.read_lines()
+        run.log.write_text("\n".join([lines[0], lines[1].replace("5", "6"), lines[2], ""]))
+        assert [row.epoch for row in resume.find(run).rows] == [0]
+        assert "going on from epoch 0: Line 2 of " in caplog.text
+
+    @pytest.mark.parametrize("damage", ["unfinished.json", "step-*.index", "step-*.data*"])
+    def test_an_unfinished_epoch_that_is_damaged_begins_again(
+        self, run: RunDirectory, damage: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (path,) = (run.path / "checkpoints").glob(damage)
+        flip(path)
+        assert resume.find(run).unfinished is None
+        assert "going on from the beginning of epoch 3: " in caplog.text
+
+    def test_a_damaged_graph_stops_it(self, run: RunDirectory) -> None:
+        flip(run.graph / "saved_model.pb")
+        with pytest.raises(ConfigError, match=r"saved_model.pb must have the SHA-256"):
+            resume.find(run)
+        flip(run.graph / "saved_model.pb")
+
+    def test_nothing_whole(self, run: RunDirectory) -> None:
+        for path in (run.path / "checkpoints").glob("epoch-*.index"):
+            flip(path)
+        with pytest.raises(ConfigError, match="has no epoch to go on from. Start a new one"):
+            resume.find(run)
+        for path in (run.path / "checkpoints").glob("epoch-*.index"):
+            flip(path)
+
+    def test_digests_that_are_missing(self, run: RunDirectory) -> None:
+        row = dataclasses.replace(run.read_rows()[2], files={"../../etc/passwd": "0"})
+        with pytest.raises(ConfigError, match="The row of epoch 2 must have digests of its checkpoint"):
+            run.check_row(row)
+
+
+def flip(path: Path) -> None:
+    """Flip a bit in the middle of a file; again, and it is as before."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def test_a_checkpoint_without_what_is_asked_for(tmp_path: Path) -> None:
+    checkpoints.write_checkpoint(tmp_path / "step", {"losses": {"losses": tf.Variable([1.0])}})
+    assert checkpoints.read_group(tmp_path / "step", "losses", ["losses"])["losses"] == np.float32(1)
+    with pytest.raises(ConfigError, match="step must hold state. Reading it failed"):
+        checkpoints.read_group(tmp_path / "step", "state", ["h"])
+
+
+def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))
+    with pytest.raises(ConfigError, match=r"must have room for 3 checkpoints of 0.0 MB: 0 MB. Free: 0 MB"):
+        prepare(tmp_path / "run")
+    with pytest.raises(ConfigError, match="must have room for 2 checkpoints"):
+        prepare(tmp_path / "run", keep="best")
+
+
+def test_a_new_run_has_no_progress(tmp_path: Path) -> None:
+    assert resume.find(RunDirectory(tmp_path)) == Progress()
+
+
+def test_seals() -> None:
+    facts: dict[Any, Any] = {"b": [1, {"x": (1.5, None)}], 3: "a"}
+    text = json.dumps(sealed.seal(facts), indent=2)
+    assert sealed.unseal(text) == {"b": [1, {"x": [1.5, None]}], "3": "a"}
+    for broken in (text.replace("1.5", "1.6"), text.replace("sha256", "sha255"), "{}", "[]", "3"):
+        with pytest.raises(ValueError, match="broken|no JSON object"):
+            sealed.unseal(broken)
+
+
+def test_no_file_outside_is_opened(tmp_path: Path) -> None:
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "link").symlink_to("/dev/zero")
+    for name in ("../secret", "/etc/passwd", "link"):
+        (problem,) = sealed.problems(tmp_path / "export", {name: "0"})
+        assert f"must be inside of {tmp_path / 'export'}" in problem
