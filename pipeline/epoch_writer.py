@@ -19,7 +19,7 @@ from pipeline import checkpoints
 from pipeline.checkpoints import Groups
 from pipeline.epochs import Policy
 from pipeline.events import EventWriter
-from pipeline.resume import path_of_unfinished
+from pipeline.progress import path_of_unfinished
 from pipeline.run import INDEX, Row, RunDirectory
 
 log = logging.getLogger(__name__)

@@ -1,12 +1,11 @@
-"""Going on with a run: whether the configuration is still its own, and what of it is whole."""
+"""Going on with a run: whether the configuration is still its own, and what is left to do."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,60 +13,17 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from pipeline import epochs, receipts, sealed
+from pipeline import epochs, receipts
 from pipeline.binding import ConfigError
 from pipeline.config import Export, Settings
 from pipeline.epochs import Policy
 from pipeline.formats.base import read_manifest
-from pipeline.run import Row, RunDirectory, write_text
+from pipeline.run import Row, RunDirectory
 
 KEY = "train.resume"
 MAY_DIFFER = (KEY, "train.epochs")
 NOT_TAKEN_OVER = ("hydra", "_target_", KEY)
 """What of a run's recorded overrides has to be given again: what chooses code, and where it runs."""
-
-log = logging.getLogger("pipeline")
-
-
-@dataclass(frozen=True)
-class Unfinished:
-    """An epoch that was stopped between two steps.
-
-    Attributes:
-        epoch: The epoch.
-        num_steps: Steps taken of it.
-        checkpoint: Name of the checkpoint, in `checkpoints/`, of the variables, the losses of the epoch's
-            steps and the state that is carried to the next.
-        files: SHA-256 of each of its files.
-    """
-
-    epoch: int
-    num_steps: int
-    checkpoint: str
-    files: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is.
-
-    Attributes:
-        rows: Its log, up to an epoch whose checkpoint is whole; empty for a new run.
-        unfinished: The epoch after that, if it was begun and stopped in good order.
-    """
-
-    rows: Sequence[Row] = ()
-    unfinished: Unfinished | None = None
-
-
-def path_of_unfinished(run: RunDirectory) -> Path:
-    """Return the path of what is said of an unfinished epoch."""
-    return run.graph.with_name("unfinished.json")
-
-
-def write_unfinished(run: RunDirectory, unfinished: Unfinished) -> None:
-    """Say that an epoch is unfinished; its checkpoint is there already."""
-    write_text(path_of_unfinished(run), json.dumps(sealed.seal(asdict(unfinished)), indent=2) + "\n")
 
 
 def check(run: RunDirectory, settings: Settings) -> None:
@@ -133,56 +89,6 @@ def with_recorded(overrides: Sequence[str]) -> list[str]:
         if override.key_or_group not in given and not any(part in line for part in NOT_TAKEN_OVER)
     ]
     return [*kept, *overrides]
-
-
-def find(run: RunDirectory) -> Progress:
-    """Return how far a run is; what follows the newest epoch that is whole is dropped, and that is said.
-
-    Raises:
-        ConfigError: No epoch is whole, or what all of them need is not.
-    """
-    lines = run.read_lines()
-    if not lines:
-        return Progress()
-    if changed := sealed.problems(run.path, run.read_facts()["files"]):
-        raise ConfigError(changed)
-    rows: list[Row] = []
-    problems: list[str] = []
-    for number, line in enumerate(lines):
-        try:
-            rows.append(run.parse_row(number, line))
-        except ConfigError as error:
-            problems += error.problems
-            break
-    while rows:
-        try:
-            run.check_row(rows[-1])
-            break
-        except ConfigError as error:
-            problems += error.problems
-            rows.pop()
-    if not rows:
-        raise ConfigError([*problems, f"The run in {run.path} has no epoch to go on from. Start a new one."])
-    if len(rows) < len(lines):
-        log.warning("going on from epoch %d: %s", rows[-1].epoch, " ".join(problems))
-        run.rewrite_rows(rows)
-    return Progress(rows, _unfinished(run, rows[-1].epoch + 1))
-
-
-def _unfinished(run: RunDirectory, epoch: int) -> Unfinished | None:
-    """Return what there is of an epoch, if it is whole."""
-    path = path_of_unfinished(run)
-    try:
-        found = Unfinished(**sealed.unseal(path.read_text()))
-        problems = sealed.problems(path.parent, found.files)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError) as error:
-        problems = [f"{path} must be as the run wrote it: {error}."]
-    if problems:
-        log.warning("going on from the beginning of epoch %d: %s", epoch, " ".join(problems))
-        return None
-    return found if found.epoch == epoch else None
 
 
 def unexported(run: RunDirectory, rows: Sequence[Row], export: Export) -> Export:

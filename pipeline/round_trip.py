@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from pipeline import command, composition, config, epochs, operations, processes, resume, runtime
 from pipeline.epochs import Policy
+from pipeline.progress import Progress, find
 from pipeline.run import Row, RunDirectory
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def round_trip(settings: config.Settings, on_epoch: OnEpoch | None = None) -> co
     run = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
     resume.check(run, settings)
     with command.stop_signals() as received, run.claimed():
-        progress = resume.find(run)
+        progress = find(run)
         verdict = resume.verdict(run, settings, progress.rows)
         if verdict is not None:
             log.info("nothing is left to do: %s, verdict: %s", run.path, verdict)
@@ -98,7 +99,7 @@ def train_and_export(
     settings: config.Settings,
     dataset: Dataset,
     run: RunDirectory,
-    progress: resume.Progress,
+    progress: Progress,
     received: Sequence[int],
     on_epoch: OnEpoch | None,
 ) -> bool:

@@ -23,7 +23,7 @@ from pipeline.checkpoints import Groups
 from pipeline.epoch_writer import EpochWriter
 from pipeline.epochs import Policy
 from pipeline.evaluation import Signature, evaluate, initial_state
-from pipeline.resume import Progress, Unfinished, write_unfinished
+from pipeline.progress import Progress, Unfinished, write_unfinished
 from pipeline.run import INDEX, Row, RunDirectory
 
 if TYPE_CHECKING:
@@ -354,22 +354,29 @@ def prepare(
     use_xla = policy.train.compile == "xla"
     training = Training(run, dataset, built, keras_optimizer, signatures, policy, seed, use_xla, stopped)
     _check_room(training)
-    if run.log.exists():
-        facts = run.read_facts()
-        before = facts["config"]["train"]["epochs"]
-        schedules = [optimizer.build(steps_per_epoch * epochs) for epochs in (before, policy.train.epochs)]
-        _check_same(run, facts, dataset, *(schedule.get_config() for schedule in schedules))
-        facts["config"]["train"]["epochs"] = policy.train.epochs
-        run.write_facts(facts)
+    if not run.log.exists():
+        _begin(training, config)
         return training
+    facts = run.read_facts()
+    before = facts["config"]["train"]["epochs"]
+    schedules = [optimizer.build(steps_per_epoch * epochs) for epochs in (before, policy.train.epochs)]
+    _check_same(run, facts, dataset, *(schedule.get_config() for schedule in schedules))
+    facts["config"]["train"]["epochs"] = policy.train.epochs
+    run.write_facts(facts)
+    return training
+
+
+def _begin(training: Training, config: Mapping[str, Any]) -> None:
+    """Write what all epochs of a new run need: the graph, the requests, `run.json`."""
+    run, dataset, built = training.run, training.dataset, training.built
     checkpoints.write_graph(run.graph, built)
-    requests = parity.example_requests(_functions(built, signatures), dataset.test)
+    requests = parity.example_requests(_functions(built, training.signatures), dataset.test)
     for name, example in built.examples.items():
         requests[name] |= {key: np.asarray(value) for key, value in example.items()}
     parity.write(run.requests, requests)
     run.write_facts(
         {
-            "seed": seed,
+            "seed": training.seed,
             **runtime.describe(),
             "data": {
                 "fingerprint": dataset.fingerprint(),
@@ -385,7 +392,6 @@ def prepare(
             "config": config,
         }
     )
-    return training
 
 
 def _check_same(run: RunDirectory, facts: Mapping[str, Any], dataset: Dataset, before: Any, now: Any) -> None:

@@ -16,9 +16,11 @@ SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglo
 MAX_FUNCTION_LINES = 60
 
 # Each level may import those below it, and its own package's neighbours where that is said.
-MAINS = {"__main__", "preloaded", "round_trip", "evaluate", "export", "predict"}
+MAINS = {"__main__", "preloaded", "round_trip", "evaluate", "export", "predict", "records"}
 STAGES = {
+    "resume",
     "training",
+    "epoch_writer",
     "exporting",
     "verification",
     "receipts",
@@ -33,6 +35,13 @@ STAGES = {
 BEFORE_TENSORFLOW = (
     "__main__",
     "round_trip",
+    "records",
+    "resume",
+    "progress",
+    "epochs",
+    "operations",
+    "sealed",
+    "lock",
     "search",
     "sweeps",
     "trials",

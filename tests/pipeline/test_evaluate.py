@@ -31,8 +31,7 @@ def run_evaluate(run: Path, **changes: Any) -> int:
 
 
 def receipt(run: Path) -> dict[str, Any]:
-    contents: dict[str, Any] = json.loads((run / "verification.json").read_text())
-    return contents
+    return sealed.unseal((run / "verification.json").read_text())
 
 
 def timeless(receipt: Any) -> Any:
@@ -91,7 +90,7 @@ class TestMatch:
     def test_each_export_carries_its_own_receipt(self, gru_run: Path) -> None:
         for row in receipt(gru_run)["exports"]:
             folder = {"saved_model": "assets.extra", "checkpoint": "."}[row["format"]]
-            inside = json.loads((gru_run / row["artifact"] / folder / "verification.json").read_text())
+            inside = sealed.unseal((gru_run / row["artifact"] / folder / "verification.json").read_text())
             assert inside == row
             assert inside["verdict"] == "match"
             assert [(r["epoch"], r["artifact"]) for r in inside["epochs"]] == [(2, row["artifact"])]

@@ -27,7 +27,7 @@ def checked(run: Path, **changes: Any) -> Request:
     """Call the command's check with its own configuration file and some changes."""
     folder = Path(__file__).parents[2] / "conf"
     defaults: Any = OmegaConf.load(folder / "export.yaml")
-    values: Any = OmegaConf.masked_copy(defaults, ["epoch", "best", "verify", "data"])
+    values: Any = OmegaConf.masked_copy(defaults, ["epoch", "best", "verify", "data", "trust"])
     values["export"] = OmegaConf.load(folder / "export" / "saved_model.yaml")
     values.update({"run_dir": str(run), **changes})
     return check(values)

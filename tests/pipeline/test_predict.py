@@ -53,6 +53,7 @@ def run(
             "export_dir": Path(),
             "signature": None,
             "allow_unverified": False,
+            "trust": [],
             "batch_size": 1,
             "batch_wait_secs": 0.2,
             **changes,

@@ -124,6 +124,7 @@ class Run:
             "data": {"fingerprint": "abc123", "num_train": 6400, "num_test": 64, "metadata": {}},
             "model": {"parameters": 2625},
             "sizes": {"graph_bytes": 132_695},
+            "files": {},
             "config": {
                 "data": {"_target_": "data.sequences.Sequences", "batch_size": 32},
                 "model": {"_target_": "models.gru.GRUClassifier"},

@@ -18,10 +18,10 @@ from data.numbers import Numbers
 from data.tfrecord import TFRecord, Writer
 from models.base import BuiltModel
 from models.dense import DenseRegressor
-from pipeline import checkpoints, resume, sealed, training
+from pipeline import checkpoints, progress, sealed, training
 from pipeline.binding import ConfigError
 from pipeline.optimizers import SGD, Adam
-from pipeline.resume import Progress
+from pipeline.progress import Progress
 from pipeline.run import RunDirectory
 from tests.cases import CASES, Case
 from tests.conftest import rewrite
@@ -37,8 +37,8 @@ def stop_after(num_chunks: int) -> Callable[[], bool]:
 
 
 def go_on(path: Path, case: Case = DENSE, **changes: Any) -> bool:
-    progress = resume.find(RunDirectory(path))
-    return prepare(path, case, **changes).fit(progress)
+    found = progress.find(RunDirectory(path))
+    return prepare(path, case, **changes).fit(found)
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +77,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(case: Case, num_chunks:
     assert prepare(tmp_path / "whole", case, dataset=dataset, **options).fit()
     stopped = prepare(tmp_path / "run", case, dataset=dataset, stopped=stop_after(num_chunks), **options)
     assert not stopped.fit()
-    assert resume.find(RunDirectory(tmp_path / "run")).unfinished is not None
+    assert progress.find(RunDirectory(tmp_path / "run")).unfinished is not None
     assert go_on(tmp_path / "run", case, dataset=dataset, **options)
     assert files(tmp_path / "run") == files(tmp_path / "whole")
     assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
@@ -177,16 +177,16 @@ class TestDamage:
         self, run: RunDirectory, caplog: pytest.LogCaptureFixture
     ) -> None:
         flip(run.path / "checkpoints" / "epoch-0002.data-00000-of-00001")
-        progress = resume.find(run)
-        assert [row.epoch for row in progress.rows] == [0, 1]
-        assert progress.unfinished is None  # It is of the epoch after the damaged one.
+        found = progress.find(run)
+        assert [row.epoch for row in found.rows] == [0, 1]
+        assert found.unfinished is None  # It is of the epoch after the damaged one.
         assert "going on from epoch 1: Epoch 2: " in caplog.text
         assert len(run.read_rows()) == 2
 
     def test_a_damaged_line_of_the_log(self, run: RunDirectory, caplog: pytest.LogCaptureFixture) -> None:
         lines = run.read_lines()
         run.log.write_text("\n".join([lines[0], lines[1].replace("5", "6"), lines[2], ""]))
-        assert [row.epoch for row in resume.find(run).rows] == [0]
+        assert [row.epoch for row in progress.find(run).rows] == [0]
         assert "going on from epoch 0: Line 2 of " in caplog.text
 
     @pytest.mark.parametrize("damage", ["unfinished.json", "step-*.index", "step-*.data*"])
@@ -195,20 +195,20 @@ class TestDamage:
     ) -> None:
         (path,) = (run.path / "checkpoints").glob(damage)
         flip(path)
-        assert resume.find(run).unfinished is None
+        assert progress.find(run).unfinished is None
         assert "going on from the beginning of epoch 3: " in caplog.text
 
     def test_a_damaged_graph_stops_it(self, run: RunDirectory) -> None:
         flip(run.graph / "saved_model.pb")
         with pytest.raises(ConfigError, match=r"saved_model.pb must have the SHA-256"):
-            resume.find(run)
+            progress.find(run)
         flip(run.graph / "saved_model.pb")
 
     def test_nothing_whole(self, run: RunDirectory) -> None:
         for path in (run.path / "checkpoints").glob("epoch-*.index"):
             flip(path)
         with pytest.raises(ConfigError, match="has no epoch to go on from. Start a new one"):
-            resume.find(run)
+            progress.find(run)
         for path in (run.path / "checkpoints").glob("epoch-*.index"):
             flip(path)
 
@@ -241,7 +241,7 @@ def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_new_run_has_no_progress(tmp_path: Path) -> None:
-    assert resume.find(RunDirectory(tmp_path)) == Progress()
+    assert progress.find(RunDirectory(tmp_path)) == Progress()
 
 
 def test_seals() -> None:

@@ -100,6 +100,7 @@ def test_what_a_run_left_that_logged_no_epoch_is_removed(run: RunDirectory) -> N
 
 def test_what_was_staged_is_removed_with_whoever_staged_it(run: RunDirectory) -> None:
     with run.claimed():
+        run.write_facts({"seed": 0})
         run.append_row(ROWS[0])
         (run.path / "export" / "onnx").mkdir(parents=True)
     left = [run.path / ".report.html.999999999.staging", run.path / "export/onnx/.7.999999999.staging"]
@@ -165,10 +166,11 @@ def test_a_line_that_a_crash_cut_short_is_left_out(run: RunDirectory) -> None:
     [
         (None, "must have a row. The run stopped before"),
         ("", "must have a row. The run stopped before"),
-        (b"\xff\n", "must be a text file"),
+        (b"\xff\n", "Line 1 of .* must be the row of epoch 0"),
         ('{"epoch": 0\n', "Line 1 of .* must be the row of epoch 0"),
         ("[]\n", "Line 1 of .* must be the row of epoch 0"),
-        ('{"epoch": 0}\n', "Line 1 of .*missing 4 required"),
+        (json.dumps(sealed.seal({"epoch": 0})) + "\n", "Line 1 of .*missing 4 required"),
+        ('{"epoch": 0}\n', "Line 1 of .*its seal is broken"),
         (line(0, checkpoint="checkpoints/epoch-0001"), "with checkpoints/epoch-0000. Received: epoch 0 with"),
         (line(1), "Line 1 of .*Received: epoch 1 with checkpoints/epoch-0001"),
         (line(0) + line(2), "Line 2 of .* must be the row of epoch 1"),
@@ -190,9 +192,10 @@ def test_a_damaged_log_is_named(run: RunDirectory, text: str | bytes | None, mes
     [
         (None, "must be a directory that a run has written"),
         ("{", "must be as the run wrote it. Reading it failed: Expecting"),
-        ("[]", "must hold seed"),
-        ("{}", "must hold seed. It does not: it is damaged"),
-        ('{"seed": 0, "data": 3}', "must hold data.fingerprint"),
+        ("[]", "it is no JSON object"),
+        ("{}", "its seal is broken"),
+        (json.dumps(sealed.seal({})), "must hold seed. It does not: it is damaged"),
+        (json.dumps(sealed.seal({"seed": 0, "data": 3})), "must hold data.fingerprint"),
     ],
 )
 def test_damaged_facts_are_named(run: RunDirectory, text: str | None, message: str) -> None:
