@@ -9,7 +9,7 @@ that is not in this list, whatever it may be.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,8 @@ RESTORING = frozenset({"RestoreV2"})
 OTHER_FORMS = ("saved_model.pbtxt", "saved_model.cpb")
 """Files that TensorFlow would take for a SavedModel, too."""
 
+CALL = "()"
+
 trusted: set[str] = set()
 """Operations that whoever runs this process allows besides."""
 
@@ -159,9 +161,7 @@ def check_meta_graph(meta: Any, path: Path) -> None:
     graph = _Graph(meta.graph_def)
     saving = graph.reached([meta.saver_def.save_tensor_name])
     restoring = graph.reached([meta.saver_def.restore_op_name])
-    known = saving | restoring
-    roots = {name for name in (*graph.nodes, *graph.functions) if name not in known}
-    rest = graph.reached([*roots, *_entries(meta)])
+    rest = graph.reached([*(graph.parts.keys() - saving - restoring), *_entries(meta)])
     allowed = ALLOWED | trusted
     found = graph.operations(restoring) - allowed - RESTORING | graph.operations(rest) - allowed
     if found:
@@ -174,8 +174,8 @@ def check_meta_graph(meta: Any, path: Path) -> None:
 
 
 def _entries(meta: Any) -> Iterator[str]:
-    """Yield the names of all that a loader may run, whatever else refers to it."""
-    yield from meta.object_graph_def.concrete_functions
+    """Yield the tensors, nodes and functions that a loader may run, whatever else refers to them."""
+    yield from map(_function, meta.object_graph_def.concrete_functions)
     for signature in meta.signature_def.values():
         for tensor in (*signature.inputs.values(), *signature.outputs.values()):
             yield tensor.name
@@ -185,44 +185,44 @@ def _entries(meta: Any) -> Iterator[str]:
 
 
 class _Graph:
-    """The nodes of a graph by name, and those of its functions."""
+    """The parts of a graph: nodes by their names, and functions by `_function` of theirs.
+
+    Attributes:
+        parts: The node itself, or the nodes of a function.
+    """
 
     def __init__(self, graph_def: Any) -> None:
-        self.nodes = {node.name: node for node in graph_def.node}
-        self.functions = {function.signature.name: function for function in graph_def.library.function}
+        self.parts: dict[str, Sequence[Any]] = {node.name: [node] for node in graph_def.node}
+        for function in graph_def.library.function:
+            self.parts[_function(function.signature.name)] = function.node_def
 
     def reached(self, names: Iterable[str]) -> set[str]:
-        """Return the nodes and functions that tensors, nodes or functions need."""
-        pending, found = [_node_name(name) for name in names], set()
+        """Return the parts that some need, tensors among them, themselves included."""
+        pending, found = list(names), set()
         while pending:
-            name = pending.pop()
-            if name in found or (name not in self.nodes and name not in self.functions):
-                continue
-            found.add(name)
-            if name in self.nodes:
-                node = self.nodes[name]
-                pending += [*map(_node_name, node.input), *_called(node)]
-            if name in self.functions:
-                pending += [called for node in self.functions[name].node_def for called in _called(node)]
+            name = pending.pop().removeprefix("^").partition(":")[0]
+            if name not in found and name in self.parts:
+                found.add(name)
+                for node in self.parts[name]:
+                    pending += _called(node)
+                    pending += [] if name.endswith(CALL) else node.input
         return found
 
     def operations(self, names: Iterable[str]) -> set[str]:
-        """Return the operations of nodes and functions, without their versions."""
-        found = set()
-        for name in names:
-            nodes = [self.nodes[name]] if name in self.nodes else []
-            nodes += self.functions[name].node_def if name in self.functions else []
-            found |= {node.op for node in nodes if node.op not in self.functions}
+        """Return the operations of some parts, without their versions."""
+        found = {node.op for name in names for node in self.parts[name]}
+        found = {operation for operation in found if _function(operation) not in self.parts}
         return {op if op in RESTORING else re.sub(r"[vV]\d+$", "", op) for op in found}
 
 
 def _called(node: Any) -> Iterator[str]:
     """Yield the functions that a node calls: by attribute, or as its operation."""
-    yield node.op
+    yield _function(node.op)
     for value in node.attr.values():
-        yield value.func.name
-        yield from (function.name for function in value.list.func)
+        yield _function(value.func.name)
+        yield from (_function(function.name) for function in value.list.func)
 
 
-def _node_name(tensor: str) -> str:
-    return tensor.removeprefix("^").partition(":")[0]
+def _function(name: str) -> str:
+    """Return what tells a function from a node of the same name."""
+    return name + CALL

@@ -13,11 +13,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from pipeline import epochs, receipts
+from pipeline import epochs
 from pipeline.binding import ConfigError
 from pipeline.config import Export, Settings
 from pipeline.epochs import Policy
-from pipeline.formats.base import read_manifest
 from pipeline.run import Row, RunDirectory
 
 KEY = "train.resume"
@@ -93,6 +92,8 @@ def with_recorded(overrides: Sequence[str]) -> list[str]:
 
 def unexported(run: RunDirectory, rows: Sequence[Row], export: Export) -> Export:
     """Return what is left to export of the epochs of some rows."""
+    from pipeline.formats.base import read_manifest
+
     wanted = sorted(row.epoch for row in rows)
 
     def is_there(name: str) -> bool:
@@ -111,6 +112,8 @@ def unexported(run: RunDirectory, rows: Sequence[Row], export: Export) -> Export
 
 def verdict(run: RunDirectory, settings: Settings, rows: Sequence[Row]) -> str | None:
     """Return the verdict of a run with nothing left to train, to export or to verify; `None` for others."""
+    from pipeline import receipts
+
     policy = Policy(settings.train, settings.best, settings.epoch)
     if not rows or not policy.is_complete(rows):
         return None

@@ -24,6 +24,7 @@ import tensorflow as tf
 from pipeline import checkpoints, config
 from tests.cases import CASES, CORPUS, Case, policy
 from tests.conftest import Command, Finished
+from tests.pipeline.test_evaluate import edit_row
 
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -90,6 +91,7 @@ class TestMainJob:
         run, _ = finished.of(case)
         assert sorted(path.name for path in run.iterdir()) == [
             ".hydra",
+            ".lock",
             "checkpoints",
             "export",
             "metrics.jsonl",
@@ -265,7 +267,7 @@ class TestMistakes:
                 ["train.epoch=3"],
                 [
                     "error: train.epoch is not a key. Known here: epochs, compile, deterministic, "
-                    "on_interrupt. Did you mean epochs?"
+                    "on_interrupt, resume, keep, early_stopping. Did you mean epochs?"
                 ],
             ),
             (
@@ -357,8 +359,9 @@ class TestMistakes:
     def test_a_run_directory_in_use_is_left_as_it_was(self, finished: Finished, command: Command) -> None:
         run, _ = finished.of(CASES[0])
         before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-        stderr = command("pipeline", f"hydra.run.dir='{run}'", "seed=5", code=2).stderr
-        assert "must not hold a run already" in stderr
+        arguments = ["export=all", *CASES[0].overrides, f"hydra.run.dir='{run}'"]
+        stderr = command("pipeline", *arguments, "seed=5", code=2).stderr
+        assert f"seed must be 0, as in the run in {run}. Received: 5. Choose another" in stderr
         assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
     def test_data_that_the_model_does_not_take(self, command: Command, tmp_path: Path) -> None:
@@ -390,8 +393,7 @@ class TestMistakes:
         assert full.stderr.endswith("error: train.epochs must be >= 0. Received: -1.\n")
 
     def test_a_mismatch_exits_with_3(self, gru_run: Path, command: Command) -> None:
-        log = gru_run / "metrics.jsonl"
-        log.write_text(re.sub(r'"loss": 1\.', '"loss": 2.', log.read_text()))
+        edit_row(gru_run, 1, lambda row: row["test"].update(loss=2.0))
         completed = command("pipeline.evaluate", f"run_dir={gru_run}", code=3)
         assert "verdict: mismatch" in completed.stdout
         assert completed.stderr == ""
@@ -412,8 +414,7 @@ class TestMistakes:
         conf = Path(__file__).parent.parent / "conf"
         arguments = ["pipeline.evaluate", f"--config-path={conf}", f"run_dir={gru_run}", "epochs=last"]
         command(*arguments)
-        log = gru_run / "metrics.jsonl"
-        log.write_text(re.sub(r'"loss": 1\.', '"loss": 2.', log.read_text()))
+        edit_row(gru_run, 2, lambda row: row["test"].update(loss=2.0))
         command(*arguments, code=3)
         command("pipeline", "--config-path=nowhere", code=2)
         command("pipeline", "--experimental-rerun=job.pickle", code=2)
