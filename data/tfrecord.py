@@ -56,6 +56,8 @@ class TFRecord:
             text = path.read_bytes()
             self.manifest: dict[str, Any] = json.loads(text)
             shards = self.manifest["shards"]
+            if any(Path(name).name != name for name in shards):
+                raise ValueError("a shard's name leads elsewhere")
             sizes = {name: (self.dir / name).stat().st_size for name in shards}
             head, test = _read(self.dir / HEAD), _read(self.dir / TEST)
             stream = Stream(

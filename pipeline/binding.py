@@ -12,6 +12,7 @@ import inspect
 import math
 import operator
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -149,7 +150,8 @@ def _convert_plain(value: Any, hint: Any, key: str, problems: list[str]) -> Any:
     if hint in (bool, str) and isinstance(value, hint):
         return value
     if typing.get_origin(hint) is dict and isinstance(value, Mapping):
-        return dict(value)
+        kind = typing.get_args(hint)[1]
+        return {name: _convert(item, kind, f"{key}.{name}", problems) for name, item in value.items()}
     if typing.get_origin(hint) is list and isinstance(value, list):
         return [_convert(item, typing.get_args(hint)[0], key, problems) for item in value]
     if typing.get_origin(hint) is list:
@@ -190,4 +192,5 @@ def first_line(error: BaseException) -> str:
     """
     lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith(NO_REASON)]
     failed = [line for line in lines if "assertion failed" in line]
-    return (failed or lines or [type(error).__name__])[0].strip()
+    said = (failed or lines or [type(error).__name__])[0].strip()
+    return re.sub(r"^\{\{.*?\}\} | \[Op:\w+\]$", "", said)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,7 +93,7 @@ def write_graph(path: Path, built: BuiltModel) -> None:
             "weights": [names[id(variable.value)] for variable in built.network.weights],
         }
         write_text(path.with_name(NETWORK), json.dumps(description, indent=2) + "\n")
-    with staged(path) as staging:
+    with staged(path) as staging, writing(path):
         tf.saved_model.save(module, str(staging), signatures=dict(built.signatures))
         operations.check_saved_model(staging)  # Better now than when it is to be verified.
 
@@ -139,18 +140,30 @@ def write_checkpoint(prefix: Path, groups: Groups) -> dict[str, str]:
     files = {}
     try:
         staging.mkdir()
-        checkpoint.write(str(staging / prefix.name))
+        with writing(prefix):
+            checkpoint.write(str(staging / prefix.name))
         for suffix in (DATA, INDEX):
             file = staging / (prefix.name + suffix)
             files[file.name] = sealed.digest(file)
             sync(file)
             file.rename(prefix.with_name(file.name))
         sync(prefix.parent)
-    except tf.errors.OpError as error:
-        raise OSError(f"{prefix}: {first_line(error)}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return files
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say what TensorFlow says of a disk that does not take a file as Python says it.
+
+    Raises:
+        OSError: In place of TensorFlow's own.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise OSError(f"{path}: {first_line(error)}") from error
 
 
 def remove_checkpoint(prefix: Path) -> None:

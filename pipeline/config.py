@@ -233,11 +233,9 @@ def check(values: Mapping[str, Any]) -> Settings:
 
 def check_export(export: Export, verify: Verify) -> Iterable[str]:
     """Yield what is wrong with the formats chosen, packages that they need included."""
-    for name, wanted in export.formats.items():
+    for name in export.formats:
         if name not in FORMATS:
             yield unknown("export", name, FORMATS)
-        if not isinstance(wanted, bool):
-            yield f"export.formats.{name} must be true or false. Received: {wanted!r}."
     if not any(export.formats.values()):
         yield f"export.formats must have at least one of {', '.join(FORMATS)}. Received: none."
     for name in export.chosen:

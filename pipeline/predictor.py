@@ -117,6 +117,8 @@ def open(
     operations.trusted.update(trust)
     if manifest.format not in WITHOUT_TENSORFLOW:
         runtime.import_tensorflow()
+    if not manifest.epochs:
+        raise ConfigError([f"{directory} must hold an epoch. It says that it holds none."])
     if epoch is None:
         epoch = manifest.epochs[-1]
     if epoch not in manifest.epochs:

@@ -86,7 +86,7 @@ def find(run: RunDirectory) -> Progress:
         raise ConfigError([*problems, f"The run in {run.path} has no epoch to go on from. Start a new one."])
     if len(rows) < len(lines):
         log.warning("going on from epoch %d: %s", rows[-1].epoch, " ".join(problems))
-        run.rewrite_rows(rows)
+    run.rewrite_rows(rows)  # Without a last line that was cut short, too.
     return Progress(rows, _unfinished(run, rows[-1].epoch + 1))
 
 

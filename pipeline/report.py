@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element
 
-from omegaconf import OmegaConf
-
-from pipeline import charts, command, page, sealed
+from pipeline import charts, command, composition, page, sealed
 from pipeline.charts import Point, Series, element
 from pipeline.run import Row, RunDirectory
 
@@ -324,7 +322,7 @@ def _facts(finished: _Finished) -> Iterator[Element]:
     facts = finished.facts
     config, data, model = facts["config"], facts["data"], facts.get("model", {})
     yield element("h2", "What was run")
-    overrides = _overrides(finished.run.path / ".hydra" / "overrides.yaml")
+    overrides = composition.recorded_overrides(finished.run.path)
     yield page.command("pipeline", *overrides)
     said = {
         "Model": f"{config.get('model', {}).get('_target_', page.MISSING)}, "
@@ -341,11 +339,6 @@ def _facts(finished: _Finished) -> Iterator[Element]:
     yield page.details(
         "The whole configuration", element("pre", json.dumps(config, indent=2, ensure_ascii=False))
     )
-
-
-def _overrides(path: Path) -> list[str]:
-    """Return the overrides of the command, as Hydra keeps them."""
-    return [str(text) for text in OmegaConf.load(path)] if path.exists() else []
 
 
 def _plain(value: Any) -> str:

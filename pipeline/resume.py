@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 
 from pipeline import epochs
 from pipeline.binding import ConfigError
+from pipeline.composition import recorded_overrides
 from pipeline.config import Export, Settings
 from pipeline.epochs import Policy
 from pipeline.run import Row, RunDirectory
@@ -74,14 +73,11 @@ def with_recorded(overrides: Sequence[str]) -> list[str]:
         return list(overrides)
     if KEY not in given or given[KEY].value() is None:
         return list(overrides)
-    path = Path(str(given[KEY].value())).expanduser() / ".hydra" / "overrides.yaml"
-    recorded: Iterable[str] = ()
-    with contextlib.suppress(OSError, ValueError):
-        recorded = [str(override) for override in OmegaConf.load(path)]
+    recorded = recorded_overrides(Path(str(given[KEY].value())).expanduser())
     try:
-        parsed = parser.parse_overrides(list(recorded))
-    except HydraException as error:
-        raise ConfigError([f"{path} must hold the overrides of a run. It is damaged: {error}"]) from error
+        parsed = parser.parse_overrides(recorded)
+    except HydraException:  # What is damaged is as good as missing: the keys that differ will be named.
+        return list(overrides)
     kept = [
         line
         for line, override in zip(recorded, parsed, strict=True)

@@ -212,7 +212,7 @@ class RunDirectory:
     def append_row(self, row: Row) -> None:
         """Append a line to the log; once this returns, no crash loses it."""
         is_new = not self.log.exists()
-        with self.log.open("a") as file:
+        with naming(self.log), self.log.open("a") as file:
             file.write(_line(row))
             file.flush()
             os.fsync(file.fileno())
@@ -330,7 +330,8 @@ def staged(target: Path) -> Iterator[Path]:
     """
     staging = target.with_name(f".{target.name}.{os.getpid()}.staging")
     try:
-        yield staging
+        with naming(target):
+            yield staging
         for path in [staging, *staging.rglob("*")] if staging.is_dir() else [staging]:
             sync(path)
         staging.rename(target)
@@ -338,6 +339,17 @@ def staged(target: Path) -> Iterator[Path]:
     except BaseException:
         _remove(staging)
         raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in an error that says only what is wrong with it, such as a disk that is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_text(path: Path, text: str) -> None:

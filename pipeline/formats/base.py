@@ -100,9 +100,9 @@ class Manifest:
     """
 
     format: str
-    epochs: Sequence[int]
-    signatures: Sequence[str]
-    left_out: Mapping[str, str]
+    epochs: list[int]
+    signatures: list[str]
+    left_out: dict[str, str]
     run: str
     quantization: str
     quantized_tolerance: float

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from pipeline import operations, sessions
 from pipeline.binding import ConfigError
-from pipeline.checkpoints import Graph
+from pipeline.checkpoints import Graph, writing
 from pipeline.evaluation import Signature
 from pipeline.formats.base import Source, Traits
 
@@ -40,7 +40,7 @@ def write(source: Source, directory: Path) -> Mapping[str, str]:
 
 def _write_epoch(graph: Graph, prefix: Path) -> None:
     built = sessions.build(graph, input_pipeline=False)
-    with built.session as session, session.graph.as_default():
+    with built.session as session, session.graph.as_default(), writing(prefix):
         saver = v1.train.Saver(v1.global_variables())
         saver.save(session, str(prefix), write_meta_graph=False, write_state=False)
         meta = saver.export_meta_graph(clear_devices=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from pipeline import sessions
+from pipeline.checkpoints import writing
 from pipeline.evaluation import Signature
 from pipeline.formats.base import Source, Traits
 
@@ -26,7 +27,7 @@ def write(source: Source, directory: Path) -> Mapping[str, str]:
     """Write the graph, its input pipeline and the variables."""
     ((_, graph),) = source.epochs()
     built = sessions.build(graph, input_pipeline=True)
-    with built.session as session, session.graph.as_default():
+    with built.session as session, session.graph.as_default(), writing(directory):
         builder = v1.saved_model.Builder(str(directory))
         builder.add_meta_graph_and_variables(
             session, [v1.saved_model.tag_constants.SERVING], signature_def_map=dict(built.signature_defs)

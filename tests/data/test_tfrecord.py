@@ -134,6 +134,11 @@ def test_what_is_wrong_with_shards_is_said(make: Make, tmp_path: Path) -> None:
     shard.unlink()
     with pytest.raises(DataError, match=r"as python -m pipeline.records writes it.* FileNotFoundError"):
         source.load()
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    manifest["shards"] = {"../../secret": {"rows": 1, "bytes": 1, "sha256": ""}}
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="a shard's name leads elsewhere"):
+        source.load()
     (tmp_path / MANIFEST).write_text("[]")
     with pytest.raises(DataError, match="data.dir must hold records.json"):
         source.load()
