@@ -76,7 +76,7 @@ def check(cfg: DictConfig) -> Request:
         f"format=[{','.join(values.export.chosen)}]",
         *(command.override(f"verify.{key}", value) for key, value in verify.items()),
         *(command.override(f"+data.{key}", value) for key, value in values.data.items()),
-        f"trust=[{','.join(values.trust)}]",
+        *([f"trust=[{','.join(values.trust)}]"] if values.trust else []),
     ]
     rows = epochs.select(past.rows, values.epoch, past.best, past.kept)
     return Request(past, rows, values.export, arguments)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from pipeline import command, composition, config, epochs, operations, processes, resume, runtime
+from pipeline import command, composition, config, epochs, operations, processes, recorded, resume, runtime
 from pipeline.epochs import Policy
 from pipeline.progress import Progress, find
 from pipeline.run import Row, RunDirectory
@@ -61,9 +61,9 @@ def round_trip(settings: config.Settings, on_epoch: OnEpoch | None = None) -> co
             return _result(settings, run, rows, pruned=True)
         arguments = [command.override("run_dir", run.path)]
         trusted = [type(settings.data).__module__.partition(".")[0], *settings.trust]
-        code = command.in_fresh_process(
-            "pipeline.evaluate", [*arguments, f"trust=[{','.join(trusted)}]"], received
-        )
+        if trusted != [*recorded.TRUSTED]:
+            arguments.append(f"trust=[{','.join(trusted)}]")
+        code = command.in_fresh_process("pipeline.evaluate", arguments, received)
         if received:
             raise command.StopRequested(received[0])
     log.info("evaluate again:  python -m pipeline.evaluate %s", shlex.join(arguments))

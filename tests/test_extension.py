@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 from tests.conftest import Command
@@ -35,7 +36,11 @@ def test_the_readmes_example_trains_exports_and_verifies(command: Command, tmp_p
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["test"]["loss"] < rows[0]["test"]["loss"] / 100
 
-    assert "verdict: match" in command("pipeline.evaluate", "run_dir=run").stdout
+    (again,) = re.findall(r"evaluate again:  python -m (.*)", completed.stderr)
+    assert again.endswith(" 'trust=[mine]'")
+    assert "verdict: match" in command(*shlex.split(again)).stdout
+    refused = command("pipeline.evaluate", "run_dir=run", code=2).stderr
+    assert "Received: mine.data.Line. If it is yours, add trust=[mine]." in refused
 
     stderr = command("pipeline", *overrides[:2], "data.slope=x", "model.slope=1", code=2).stderr
     assert "data.slope must be a number. Received: 'x'." in stderr
@@ -44,5 +49,5 @@ def test_the_readmes_example_trains_exports_and_verifies(command: Command, tmp_p
     assert "Did you mean linear?" in stderr
 
     (tmp_path / "mine" / "data.py").unlink()
-    stderr = command("pipeline.evaluate", "run_dir=run", code=2).stderr
+    stderr = command("pipeline.evaluate", "run_dir=run", "trust=[mine]", code=2).stderr
     assert "data._target_ must name a class that can be imported. Received: mine.data.Line" in stderr
