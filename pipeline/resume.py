@@ -20,8 +20,6 @@ from pipeline.run import Row, RunDirectory
 
 KEY = "train.resume"
 MAY_DIFFER = (KEY, "train.epochs")
-NOT_TAKEN_OVER = ("hydra", "_target_", KEY)
-"""What of a run's recorded overrides has to be given again: what chooses code, and where it runs."""
 
 
 def check(run: RunDirectory, settings: Settings) -> None:
@@ -32,10 +30,10 @@ def check(run: RunDirectory, settings: Settings) -> None:
             the message names every key that differs.
     """
     resumed = settings.train.resume
-    if resumed is not None and not run.log.exists():
-        raise ConfigError([f"{KEY} must be the directory of a run that has begun. Received: {resumed}."])
     if resumed is not None and resumed != run.path.absolute():
         raise ConfigError([f"{KEY} is where the run goes on: {resumed}. Received also: {run.path}."])
+    if resumed is not None and not run.log.exists():
+        raise ConfigError([f"{KEY} must be the directory of a run that has begun. Received: {resumed}."])
     run.check_usable()
     if not run.read_lines():
         return
@@ -81,9 +79,14 @@ def with_recorded(overrides: Sequence[str]) -> list[str]:
     kept = [
         line
         for line, override in zip(recorded, parsed, strict=True)
-        if override.key_or_group not in given and not any(part in line for part in NOT_TAKEN_OVER)
+        if override.key_or_group not in given and not _is_of_command(override.key_or_group, line)
     ]
     return [*kept, *overrides]
+
+
+def _is_of_command(key: str, override: str) -> bool:
+    """Return whether an override is no part of a run: what chooses code, and where it runs, is given anew."""
+    return key == KEY or key.partition(".")[0].partition("/")[0] == "hydra" or "_target_" in override
 
 
 def unexported(run: RunDirectory, rows: Sequence[Row], export: Export) -> Export:

@@ -3,6 +3,7 @@
     make bench ROWS=overheads
 
 after an epoch       evaluation, checkpoint and log of the CNN, as a part of the epoch
+from shards          an epoch of the CNN on data=tfrecord, beside one on data in memory
 the main job         `python -m pipeline model=gru export=saved_model`, beside `import tensorflow`
 a mistyped key       beside `import hydra`
 
@@ -20,6 +21,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+from data.tfrecord import TFRecord, Writer
 from pipeline import runtime
 from tests.benchmarks import results
 from tests.benchmarks.results import Line, Ratio, Table
@@ -97,10 +99,37 @@ def after_an_epoch() -> list[Line]:
     return [replace(line, ratios=[ratios[name]] if name in ratios else []) for name, line in lines.items()]
 
 
+def from_shards(repeats: int) -> list[Line]:
+    """Return the training of an epoch of the CNN from memory and from shards, in turn."""
+    seconds: dict[str, list[float]] = {"in memory": [], "shards": []}
+    from pipeline.events import EventWriter
+
+    with tempfile.TemporaryDirectory() as folder:
+        shards = Path(folder) / "records"
+        shards.mkdir()
+        resident = images()
+        list(Writer().write(resident, shards))
+        streamed = TFRecord(dir=shards, batch_size=resident.batch_size).load()
+        trainings = []
+        for name, dataset in (("in memory", resident), ("shards", streamed)):
+            (Path(folder) / name).mkdir()
+            training = pipeline_training("mnist_cnn", Path(folder) / name, dataset)
+            events = EventWriter(training.run.tensorboard)
+            trainings.append((name, training, training.compile().steps, events))
+        for epoch in range(repeats + 1):
+            for name, training, steps, events in trainings:
+                started = time.perf_counter()
+                training.train_epoch(epoch, steps, events)
+                seconds[name].append(time.perf_counter() - started)
+    memory, streaming = (Line("an epoch of the CNN", name, values[1:]) for name, values in seconds.items())
+    ratio = Ratio(streaming.median / memory.median, "x the time in memory", at_most=1.5)
+    return [memory, replace(streaming, ratios=[ratio])]
+
+
 def main() -> int:
     """Measure; return 1 if a target is missed."""
     arguments = results.parser(__doc__, repeats=5).parse_args()
-    found = [*commands(arguments.repeats), *after_an_epoch()]
+    found = [*commands(arguments.repeats), *after_an_epoch(), *from_shards(arguments.repeats)]
     return results.show(Table("Overheads", "seconds", found), arguments.into)
 
 

@@ -18,13 +18,13 @@ from data.numbers import Numbers
 from data.tfrecord import TFRecord, Writer
 from models.base import BuiltModel
 from models.dense import DenseRegressor
-from pipeline import checkpoints, progress, sealed, training
+from pipeline import checkpoints, progress, resume, sealed, training
 from pipeline.binding import ConfigError
 from pipeline.optimizers import SGD, Adam
 from pipeline.progress import Progress
 from pipeline.run import RunDirectory
 from tests.cases import CASES, Case
-from tests.conftest import rewrite
+from tests.conftest import Command, rewrite
 from tests.pipeline.test_training import DENSE, files, prepare
 
 STEPS = [1, 2, 5]
@@ -259,3 +259,58 @@ def test_no_file_outside_is_opened(tmp_path: Path) -> None:
     for name in ("../secret", "/etc/passwd", "link"):
         (problem,) = sealed.problems(tmp_path / "export", {name: "0"})
         assert f"must be inside of {tmp_path / 'export'}" in problem
+
+
+class TestRecordedOverrides:
+    """`train.resume=DIR` brings the overrides that the run recorded."""
+
+    @pytest.fixture
+    def run(self, tmp_path: Path) -> Path:
+        (tmp_path / ".hydra").mkdir()
+        overrides = [
+            "model=dense",
+            "train.epochs=3",
+            "hydra.run.dir=elsewhere",
+            "+data={_target_: os.system}",
+        ]
+        (tmp_path / ".hydra" / "overrides.yaml").write_text(json.dumps([*overrides, "data.path=/hydra/x"]))
+        return tmp_path
+
+    def test_those_that_choose_no_code_and_are_not_given(self, run: Path) -> None:
+        given = [f"train.resume={run}", "train.epochs=5"]
+        assert resume.with_recorded(given) == ["model=dense", "data.path=/hydra/x", *given]
+
+    def test_without_a_run_nothing_is_added(self, run: Path) -> None:
+        for given in ([], ["train.resume=null"], ["train.resume=nowhere"], ["a=[", f"train.resume={run}"]):
+            assert resume.with_recorded(given) == given
+
+    @pytest.mark.parametrize("text", ["[a=[]", "{", "a: b", "\xff", "- x=[\n"])
+    def test_what_is_damaged_is_not_there(self, run: Path, text: str) -> None:
+        (run / ".hydra" / "overrides.yaml").write_bytes(text.encode("latin-1"))
+        assert resume.with_recorded([f"train.resume={run}"]) == [f"train.resume={run}"]
+
+
+def test_where_a_run_goes_on(command: Command, tmp_path: Path) -> None:
+    stderr = command("pipeline", "train.resume=nowhere", code=2).stderr
+    assert (
+        f"train.resume must be the directory of a run that has begun. Received: {tmp_path}/nowhere." in stderr
+    )
+    arguments = ["model=dense", "train.epochs=1", "export=[checkpoint,saved_model]", "hydra.run.dir=run"]
+    command("pipeline", *arguments)
+    stderr = command("pipeline", "train.resume=run", "hydra.run.dir=other", code=2).stderr
+    assert f"train.resume is where the run goes on: {tmp_path}/run. Received also: other." in stderr
+    stderr = command("pipeline", "train.resume=run", "train.epochs=0", code=2).stderr
+    assert "train.epochs may only be raised, from 1, in the run in" in stderr
+    stderr = command("pipeline", "train.resume=run", "model=gru", code=2).stderr
+    assert "model._target_ must be 'models.dense.DenseRegressor', as in the run in" in stderr
+    assert "nothing is left to do" in command("pipeline", *arguments).stderr
+    # What is missing is made again, and no more.
+    (export,) = (tmp_path / "run" / "export" / "saved_model").iterdir()
+    (export / "assets.extra" / "manifest.json").write_text("{}")
+    (tmp_path / "run" / "verification.json").unlink()
+    completed = command("pipeline", "train.resume=run")
+    assert "verdict: match" in completed.stdout
+    assert len(list((tmp_path / "run" / "export" / "saved_model").iterdir())) == 2
+    assert len(list((tmp_path / "run" / "export" / "checkpoint").iterdir())) == 1
+    rewrite(tmp_path / "run" / "verification.json", lambda receipt: receipt.update(exports=[]))
+    assert "verdict: match" in command("pipeline", *arguments).stdout
