@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from data.base import Arrays, Dataset
     from models.base import BuiltModel, Model
-    from pipeline.events import EventWriter
 
 # A chunk of steps runs without coming back to Python: long enough to cost nothing, short enough for a
 # live bar and a prompt stop. Its length decides when Python looks, never what is computed.
@@ -168,7 +167,7 @@ class Training:
                 rows.append(self.finish_epoch(0, None, test, writer))
             while not self.policy.is_complete(rows):
                 epoch = rows[-1].epoch + 1
-                losses = self.train_epoch(epoch, steps, writer.events, unfinished)
+                losses = self.train_epoch(epoch, steps, writer, unfinished)
                 if losses is None:
                     return False
                 unfinished = None
@@ -202,7 +201,7 @@ class Training:
         self,
         epoch: int,
         steps: Callable[..., Any],
-        events: EventWriter,
+        writer: EpochWriter,
         unfinished: Unfinished | None = None,
     ) -> np.ndarray | None:
         """Train an epoch, from where it was stopped if it was.
@@ -222,6 +221,7 @@ class Training:
         with _bar(num_steps, "step", done=first, leave=False) as bar:
             while first < num_steps:
                 if self.stopped():
+                    writer.wait()  # Afterwards it removes what was unfinished before.
                     self._keep_unfinished(epoch, first, losses, state)
                     return None
                 last = min(first + chunk, num_steps)
@@ -230,7 +230,7 @@ class Training:
                 losses.append(chunk_losses.numpy())
                 self._check_finite(losses[-1])
                 elapsed = time.perf_counter() - started
-                events.scalars(self._step(), {"train/batch_loss": _mean(losses[-1])})
+                writer.events.scalars(self._step(), {"train/batch_loss": _mean(losses[-1])})
                 bar.update(last - first)
                 bar.set_postfix_str(f"loss {losses[-1][-1]:.4g}")
                 chunk = _next_chunk(last - first, elapsed)

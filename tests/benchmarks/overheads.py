@@ -77,7 +77,7 @@ def after_an_epoch() -> list[Line]:
         with EpochWriter(training.run, training.variables, training.policy) as writer:
             for epoch in range(NUM_EPOCHS):  # The first traces and compiles.
                 times = [time.perf_counter()]
-                training.train_epoch(epoch, steps, writer.events)
+                training.train_epoch(epoch, steps, writer)
                 times.append(time.perf_counter())
                 evaluate(training.signatures, test, batch_size=training.dataset.batch_size)
                 times.append(time.perf_counter())
@@ -102,7 +102,7 @@ def after_an_epoch() -> list[Line]:
 def from_shards(repeats: int) -> list[Line]:
     """Return the training of an epoch of the CNN from memory and from shards, in turn."""
     seconds: dict[str, list[float]] = {"in memory": [], "shards": []}
-    from pipeline.events import EventWriter
+    from pipeline.epoch_writer import EpochWriter
 
     with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder) / "records"
@@ -114,12 +114,12 @@ def from_shards(repeats: int) -> list[Line]:
         for name, dataset in (("in memory", resident), ("shards", streamed)):
             (Path(folder) / name).mkdir()
             training = pipeline_training("mnist_cnn", Path(folder) / name, dataset)
-            events = EventWriter(training.run.tensorboard)
-            trainings.append((name, training, training.compile().steps, events))
+            writer = EpochWriter(training.run, training.variables, training.policy)
+            trainings.append((name, training, training.compile().steps, writer))
         for epoch in range(repeats + 1):
-            for name, training, steps, events in trainings:
+            for name, training, steps, writer in trainings:
                 started = time.perf_counter()
-                training.train_epoch(epoch, steps, events)
+                training.train_epoch(epoch, steps, writer)
                 seconds[name].append(time.perf_counter() - started)
     memory, streaming = (Line("an epoch of the CNN", name, values[1:]) for name, values in seconds.items())
     ratio = Ratio(streaming.median / memory.median, "x the time in memory", at_most=1.5)

@@ -150,7 +150,7 @@ def pipeline_epoch(name: str, folder: Path) -> Epoch:
     writer = EpochWriter(training.run, training.variables, training.policy)
 
     def epoch() -> None:
-        training.train_epoch(1, steps, writer.events)
+        training.train_epoch(1, steps, writer)
         writer.write(Row(1, 0, None, {"loss": 0.0}, ""))
         writer.wait()
 
