@@ -27,7 +27,7 @@ from tests.cases import CASES, Case
 from tests.conftest import Command, rewrite
 from tests.pipeline.test_training import DENSE, files, prepare
 
-STEPS = [1, 2, 5]
+STEPS = [1, 5]
 
 
 def stop_after(num_chunks: int) -> Callable[[], bool]:
