@@ -84,7 +84,7 @@ def test_what_is_kept_is_a_function_of_the_log(keep: Any, exported: Any, expecte
         ([5.0], False),
         ([5.0, 4.0, 4.5], False),
         ([5.0, 4.0, 4.5, 4.2], True),
-        ([5.0, 4.0, 4.5, 3.9, 4.0], False),
+        ([5.0, 4.0, 4.5, 3.8, 4.0], False),
         ([5.0, 4.0, 3.95, 3.91], True),  # together, but not one of them
         ([5.0, 6.0, 7.0], True),
     ],
