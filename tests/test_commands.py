@@ -297,8 +297,8 @@ class TestMistakes:
                     "3 errors:",
                     "  model.nits is not a key. Known here: _target_, num_features, units, "
                     "num_classes. Did you mean units?",
-                    "  foo.bar is not a key. Known here: seed, epoch, trust, best, sweep, train, verify, optimizer, "
-                    "data, model, export.",
+                    "  foo.bar is not a key. Known here: seed, epoch, trust, best, sweep, train, verify, "
+                    "optimizer, data, model, export.",
                     "  train.epochs must be >= 0. Received: -1.",
                 ],
             ),
