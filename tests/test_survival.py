@@ -149,7 +149,10 @@ def test_a_disk_that_takes_no_more_stops_the_run_and_nothing_is_lost(
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
     limited = [sys.executable, "-m", *arguments, "hydra.run.dir=run"]
-    done = subprocess.run(limited, cwd=tmp_path, capture_output=True, text=True, preexec_fn=limit)
+    env = {
+        key: value for key, value in os.environ.items() if not key.startswith("COVERAGE")
+    }  # Its file, too.
+    done = subprocess.run(limited, cwd=tmp_path, capture_output=True, text=True, preexec_fn=limit, env=env)
     assert done.returncode == 1
     message, _ = done.stderr.splitlines()[-2:]
     assert message.startswith("error: A file could not be read or written. OSError: ")
