@@ -56,11 +56,9 @@ def _check_headers(members: zipfile.ZipFile) -> None:
     check_memory(sum(info.file_size for info in members.infolist()), str(members.filename))
     for info in members.infolist():
         with members.open(info) as file:
-            version = np.lib.format.read_magic(file)
-            read_header = np.lib.format.read_array_header_1_0
-            if version != (1, 0):
-                read_header = np.lib.format.read_array_header_2_0
-            shape, _, dtype = read_header(file)
+            is_long = np.lib.format.read_magic(file) != (1, 0)
+            read = np.lib.format.read_array_header_2_0 if is_long else np.lib.format.read_array_header_1_0
+            shape, _, dtype = read(file)
             expected = math.prod(shape) * dtype.itemsize
             if not dtype.hasobject and expected != info.file_size - file.tell():
                 raise ValueError(
@@ -75,8 +73,6 @@ def _read(path: Path) -> Arrays:
         with zipfile.ZipFile(path) as members, np.load(path, allow_pickle=False) as archive:
             _check_headers(members)
             return {name: archive[name] for name in archive.files}
-    except DataError:
-        raise
     except FileNotFoundError:
         raise DataError(f"data.path and data.test_path must name .npz files. Not found: {path}.") from None
     except Exception as error:  # NumPy and zipfile raise whatever the damaged bytes lead them into.

@@ -98,7 +98,8 @@ class TFRecord:
         if not ordered:
             rows = rows.shuffle(self.shuffle_rows, seed=int(generator.integers(2**31)))
         batches = rows.batch(self.batch_size, drop_remainder=True)
-        return batches.map(self._decode, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+        decode = tf.autograph.experimental.do_not_convert(self._decode)
+        return batches.map(decode, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
     def _decode(self, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
         import tensorflow as tf

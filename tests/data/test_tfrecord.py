@@ -193,6 +193,9 @@ def test_as_commands(command: Command, tmp_path: Path) -> None:
     stderr = command("pipeline.records", "data=numbers", "dir=x", "writer.num_shards=1000", code=2).stderr
     assert "that has a row for each of 1000" in stderr
     assert not list(tmp_path.glob("*x*"))
+    stderr = command("pipeline.records", "data=numbers", "dir=/proc/none/shards", code=1).stderr
+    assert "error: A file could not be read or written. " in stderr
+    assert "/proc/none" in stderr
     stderr = command("pipeline.records", "writer.num_shards=0", code=2).stderr
     assert "writer.num_shards must be >= 1" in stderr
     options = ["model=dense", "data=tfrecord", "data.dir=shards", "data.batch_size=20", "train.epochs=2"]

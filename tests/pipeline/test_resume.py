@@ -18,11 +18,11 @@ from data.numbers import Numbers
 from data.tfrecord import TFRecord, Writer
 from models.base import BuiltModel
 from models.dense import DenseRegressor
-from pipeline import checkpoints, progress, resume, sealed, training
+from pipeline import checkpoints, progress, resume, sealed, sessions, training
 from pipeline.binding import ConfigError
 from pipeline.optimizers import SGD, Adam
 from pipeline.progress import Progress
-from pipeline.run import RunDirectory
+from pipeline.run import RunDirectory, naming
 from tests.cases import CASES, Case
 from tests.conftest import Command, rewrite
 from tests.pipeline.test_training import DENSE, files, prepare
@@ -314,3 +314,44 @@ def test_where_a_run_goes_on(command: Command, tmp_path: Path) -> None:
     assert len(list((tmp_path / "run" / "export" / "checkpoint").iterdir())) == 1
     rewrite(tmp_path / "run" / "verification.json", lambda receipt: receipt.update(exports=[]))
     assert "verdict: match" in command("pipeline", *arguments).stdout
+
+
+def test_checkpoints_that_cannot_be_read(tmp_path: Path) -> None:
+    variables = {"weights": {"w": tf.Variable([1.0, 2.0])}}
+    with pytest.raises(ConfigError, match="nowhere must be a whole checkpoint. Opening it failed"):
+        checkpoints.restore(tmp_path / "nowhere", variables)
+    checkpoints.write_checkpoint(tmp_path / "epoch", variables)
+    (tmp_path / "epoch.data-00000-of-00001").write_bytes(b"")
+    with pytest.raises(ConfigError, match="epoch is damaged at 'w'"):
+        checkpoints.restore(tmp_path / "epoch", variables)
+
+
+def test_graphs_that_cannot_be_loaded(tmp_path: Path) -> None:
+    """Whole as far as their digest says, and no SavedModel."""
+    (tmp_path / "saved_model.pb").write_bytes(b"")
+    with pytest.raises(ConfigError, match="must be a whole SavedModel. Loading it failed"):
+        checkpoints.open_graph(tmp_path)
+    with pytest.raises(ConfigError, match="must be a whole SavedModel. Loading it failed"):
+        sessions.load(tmp_path)
+
+
+def test_what_the_disk_says_is_said_once(tmp_path: Path) -> None:
+    full = tf.errors.ResourceExhaustedError(None, None, "{{node x}} No space left on device [Op:SaveV2]")
+    with (
+        pytest.raises(OSError, match=f"^{tmp_path}: No space left on device$"),
+        checkpoints.writing(tmp_path),
+    ):
+        raise full
+    for error in (OSError("all is said"), OSError(2, "No such file", "file")):
+        with pytest.raises(OSError, match="said|file") as raised, naming(tmp_path):
+            raise error
+        assert raised.value is error
+    with pytest.raises(OSError, match=f"full: '{tmp_path}'"), naming(tmp_path):
+        raise OSError(28, "full")
+
+
+def test_a_log_that_is_no_file(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.log.mkdir()
+    with pytest.raises(ConfigError, match="metrics.jsonl must be a file. Reading it failed"):
+        run.read_rows()
