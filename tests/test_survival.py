@@ -403,12 +403,11 @@ def huge_npz(path: Path) -> None:
         archive.writestr("serving_default:output.npy", header.getvalue() + b"\0" * 100)
 
 
-def test_data_with_a_long_header(tmp_path: Path) -> None:
-    names = [(f"{number:0>100}", "<f4") for number in range(800)]
+def test_data_with_a_header_of_the_second_version(tmp_path: Path) -> None:
     path = tmp_path / "data.npz"
     with zipfile.ZipFile(path, "w") as archive, archive.open("x.npy", "w") as member:
-        np.lib.format.write_array(member, np.zeros(20, names), version=(2, 0))
-    assert Npz(path=path).load().num_train == 18
+        np.lib.format.write_array(member, np.zeros(100), version=(2, 0))
+    assert Npz(path=path).load().num_train == 90
 
 
 def test_data_with_the_header_of_a_huge_array(tmp_path: Path) -> None:
