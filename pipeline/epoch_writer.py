@@ -91,7 +91,6 @@ class EpochWriter:
                 checkpoints.remove_checkpoint(index.with_suffix(""))
 
     def __enter__(self) -> Self:
-        self.events.__enter__()
         return self
 
     def __exit__(
@@ -108,4 +107,4 @@ class EpochWriter:
             log.error("The epoch before could not be written: %s", other)
         finally:
             self._executor.shutdown()
-            self.events.__exit__(kind, error, traceback)
+            self.events.close()

@@ -31,7 +31,7 @@ def select(rows: Sequence[Row], epochs: Any, best: Best, kept: set[int] | None =
     if epochs == "best":
         if best.metric not in rows[0].test:
             raise ConfigError([unknown("best.metric", best.metric, rows[0].test)])
-        return [min(rows, key=lambda row: _cost(row, best))]
+        epochs = min(rows, key=lambda row: _cost(row, best)).epoch
     wanted = list(epochs) if isinstance(epochs, list | tuple) else [epochs]
     missing = [epoch for epoch in wanted if type(epoch) is not int or not 0 <= epoch < len(rows)]
     if missing or not wanted:

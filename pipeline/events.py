@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 
 import tensorflow as tf
 
@@ -16,7 +15,7 @@ from pipeline.binding import first_line
 
 
 class EventWriter:
-    """Writes scalars to one event file in a folder, from any thread. Use it as a context manager."""
+    """Writes scalars to one event file in a folder, from any thread, until it is closed."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,13 +40,6 @@ class EventWriter:
         except tf.errors.OpError as error:
             raise OSError(f"The curves cannot be written: {first_line(error)}") from error
 
-    def __enter__(self) -> EventWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End the file."""
         self._writer.close()

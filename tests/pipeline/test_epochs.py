@@ -60,6 +60,8 @@ def test_an_epoch_that_is_not_kept_is_refused() -> None:
     assert [row.epoch for row in epochs.select(ROWS, "all", BEST, {0, 2})] == [0, 2]
     with pytest.raises(ConfigError, match=r"whose checkpoint is kept: 0, 2. Received: 1. See train.keep"):
         epochs.select(ROWS, [0, 1], BEST, {0, 2})
+    with pytest.raises(ConfigError, match=r"whose checkpoint is kept: 0, 2. Received: 1. See train.keep"):
+        epochs.select(ROWS, "best", BEST, {0, 2})
 
 
 @pytest.mark.parametrize(

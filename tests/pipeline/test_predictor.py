@@ -128,9 +128,19 @@ def test_no_export_and_a_damaged_one(export: Path, tmp_path: Path) -> None:
     (export / "manifest.json").write_text(json.dumps(sealed.seal({"format": "onnx"})))
     with pytest.raises(ConfigError, match="must say what the export holds. It is damaged: epochs must be"):
         predictor.open(export)
-    manifest = Manifest(
-        format="os",
-        epochs=[1],
+    (export / "manifest.json").write_text(manifest(format="os", epochs=[1]))
+    with pytest.raises(ConfigError, match="format must be one of saved_model, .* Received: os"):
+        predictor.open(export)
+    (export / "manifest.json").write_text(manifest(format="onnx", epochs=[]))
+    with pytest.raises(ConfigError, match="must hold an epoch. It says that it holds none"):
+        predictor.open(export, allow_unverified=True)
+
+
+def manifest(*, format: str, epochs: list[int]) -> str:
+    """Return the manifest of an export without files."""
+    held = Manifest(
+        format=format,
+        epochs=epochs,
         signatures=[],
         left_out={},
         run="",
@@ -139,9 +149,7 @@ def test_no_export_and_a_damaged_one(export: Path, tmp_path: Path) -> None:
         files={},
         answers={},
     )
-    (export / "manifest.json").write_text(json.dumps(sealed.seal(vars(manifest))))
-    with pytest.raises(ConfigError, match="format must be one of saved_model, .* Received: os"):
-        predictor.open(export)
+    return json.dumps(sealed.seal(vars(held)))
 
 
 def served(call: Any = dict, **inputs: Spec) -> predictor.Served:
