@@ -218,7 +218,8 @@ def check(values: Mapping[str, Any]) -> Settings:
     if bound.get("train") and bound.get("export"):
         problems += check_epochs(bound["epoch"], bound["export"])
         problems += _too_late(bound["epoch"], bound["train"].epochs)
-        problems += _check_keep(bound["train"].keep, bound["epoch"])
+    if isinstance(train := values.get("train"), Mapping) and "keep" in train:  # Whatever else is wrong there.
+        problems += _check_keep(train["keep"], values.get("epoch"))
     if problems:
         raise ConfigError(problems)
     return Settings(

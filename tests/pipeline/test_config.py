@@ -193,11 +193,25 @@ def test_a_problem_is_a_sentence(changes: dict[str, Any], message: str) -> None:
 
 
 def test_all_problems_are_found_at_once() -> None:
-    values = changed(train__epochs=-1, optimizer__learning_rate=0, data__batch_size="x", model__nits=3, foo=1)
+    values = changed(
+        train__epochs=-1,
+        train__keep=0,
+        optimizer__learning_rate=0,
+        data__batch_size="x",
+        model__nits=3,
+        foo=1,
+    )
     with pytest.raises(ConfigError) as refusal:
         config.check(values)
     keys = [problem.split()[0] for problem in refusal.value.problems]
-    assert keys == ["model.nits", "data.batch_size", "optimizer.learning_rate", "foo", "train.epochs"]
+    assert keys == [
+        "model.nits",
+        "data.batch_size",
+        "optimizer.learning_rate",
+        "foo",
+        "train.epochs",
+        "train.keep",
+    ]
 
 
 class Demanding:
