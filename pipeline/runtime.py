@@ -58,9 +58,9 @@ def import_tensorflow() -> None:
 
 @contextlib.contextmanager
 def held_back_stderr(*, show_on_error: bool = True) -> Iterator[None]:
-    """Send the standard error of this process and its libraries to a file; show it on an exception.
+    """Send the standard error of this process and its libraries to a file; show it on an error.
 
-    Without `show_on_error` it is dropped then, too: the exception says enough.
+    Without `show_on_error` it is dropped then, too: the error says enough.
     """
     sys.stderr.flush()
     kept = os.dup(2)
@@ -68,7 +68,7 @@ def held_back_stderr(*, show_on_error: bool = True) -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:
             if show_on_error:
                 held.seek(0)
                 os.write(kept, held.read())

@@ -11,22 +11,24 @@ import pytest
 from pipeline import runtime
 
 
-def write_to_stderr_and_fail(fail: bool) -> None:
+def write_to_stderr(error: BaseException | None = None) -> None:
     with runtime.held_back_stderr():
         os.write(2, b"a library's note\n")  # not through sys.stderr: libraries in C++ know nothing of it
-        if fail:
-            raise RuntimeError("no such device")
+        if error is not None:
+            raise error
 
 
 def test_notes_of_libraries_are_kept_back(capfd: pytest.CaptureFixture[str]) -> None:
-    write_to_stderr_and_fail(False)
+    write_to_stderr()
+    with pytest.raises(KeyboardInterrupt):
+        write_to_stderr(KeyboardInterrupt())
     os.write(2, b"ours\n")
     assert capfd.readouterr().err == "ours\n"
 
 
 def test_notes_of_libraries_are_shown_if_something_fails(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError, match="no such device"):
-        write_to_stderr_and_fail(True)
+        write_to_stderr(RuntimeError("no such device"))
     assert capfd.readouterr().err == "a library's note\n"
 
 
