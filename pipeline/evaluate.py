@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from pipeline import binding, command, composition, config, epochs, recorded, runtime
+from pipeline import binding, command, composition, config, epochs, operations, recorded, runtime
 from pipeline.binding import ConfigError
 from pipeline.ledger import FINISHED, Ledger
 from pipeline.recorded import Recorded
@@ -175,8 +175,9 @@ def _restore(request: Request, dataset: Dataset) -> tuple[list[tuple[str, Verifi
     runtime.start_tensorflow(seed=past.seed, deterministic=past.deterministic)
     from pipeline import receipts, report, verification
 
-    rows = verification.verify_checkpoints(run, request.rows, dataset, past.verify)
-    exports = verification.verify_exports(run, request.exports, past.rows, dataset, past.verify)
+    with operations.trusting(past.trust):
+        rows = verification.verify_checkpoints(run, request.rows, dataset, past.verify)
+        exports = verification.verify_exports(run, request.exports, past.rows, dataset, past.verify)
     receipt = receipts.write(run, len(past.rows), rows, exports)
     report.write(run)
     labelled = [(str(row.epoch), row) for row in rows] + [(row.label, row) for row in exports]

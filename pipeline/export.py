@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from pipeline import binding, command, composition, config, epochs, recorded, runtime
+from pipeline import binding, command, composition, config, epochs, operations, recorded, runtime
 from pipeline.binding import ConfigError
 from pipeline.config import Export
 from pipeline.recorded import Recorded
@@ -86,7 +86,7 @@ def export(request: Request) -> int:
     """Export, and verify in a fresh process; return the exit code."""
     past = request.recorded
     dataset = config.load(past.source)
-    with command.stop_signals() as received:
+    with command.stop_signals() as received, operations.trusting(past.trust):
         runtime.start_tensorflow(seed=past.seed, deterministic=past.deterministic)
         from pipeline import exporting
 

@@ -9,7 +9,9 @@ that is not in this list, whatever it may be.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -120,13 +122,25 @@ ALLOWED = frozenset(
 RESTORING = frozenset({"RestoreV2"})
 """What may stand besides in what a loader runs to restore the variables, and nowhere else."""
 
+SAVING = frozenset({"MergeV2Checkpoints", "SaveV2", "ShardedFilename"})
+"""What may stand besides in what nobody but a graph's saver runs to write a checkpoint."""
+
 OTHER_FORMS = ("saved_model.pbtxt", "saved_model.cpb")
 """Files that TensorFlow would take for a SavedModel, too."""
 
 CALL = "()"
 
-trusted: set[str] = set()
-"""Operations that whoever runs this process allows besides."""
+_trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
+
+
+@contextmanager
+def trusting(names: Iterable[str]) -> Iterator[None]:
+    """Allow further operations in the graphs that are loaded meanwhile."""
+    before = _trusted.set(_trusted.get() | frozenset(names))
+    try:
+        yield
+    finally:
+        _trusted.reset(before)
 
 
 def check_saved_model(directory: Path) -> None:
@@ -153,8 +167,6 @@ def check_saved_model(directory: Path) -> None:
 def check_meta_graph(meta: Any, path: Path) -> None:
     """Check a graph with its functions.
 
-    Only what its saver alone would run to write a checkpoint is left unread, because nobody runs it.
-
     Raises:
         ConfigError: It has an operation that is not allowed.
     """
@@ -162,8 +174,10 @@ def check_meta_graph(meta: Any, path: Path) -> None:
     saving = graph.reached([meta.saver_def.save_tensor_name])
     restoring = graph.reached([meta.saver_def.restore_op_name])
     rest = graph.reached([*(graph.parts.keys() - saving - restoring), *_entries(meta)])
-    allowed = ALLOWED | trusted
-    found = graph.operations(restoring) - allowed - RESTORING | graph.operations(rest) - allowed
+    found = (
+        graph.operations(saving) - SAVING | graph.operations(restoring) - RESTORING | graph.operations(rest)
+    ) - ALLOWED
+    found -= _trusted.get()
     if found:
         raise ConfigError(
             [
@@ -176,6 +190,9 @@ def check_meta_graph(meta: Any, path: Path) -> None:
 def _entries(meta: Any) -> Iterator[str]:
     """Yield the tensors, nodes and functions that a loader may run, whatever else refers to them."""
     yield from map(_function, meta.object_graph_def.concrete_functions)
+    for item in meta.object_graph_def.nodes:
+        yield from map(_function, item.function.concrete_functions)
+        yield _function(item.bare_concrete_function.concrete_function_name)
     for signature in meta.signature_def.values():
         for tensor in (*signature.inputs.values(), *signature.outputs.values()):
             yield tensor.name
@@ -212,15 +229,20 @@ class _Graph:
         """Return the operations of some parts, without their versions."""
         found = {node.op for name in names for node in self.parts[name]}
         found = {operation for operation in found if _function(operation) not in self.parts}
-        return {op if op in RESTORING else re.sub(r"[vV]\d+$", "", op) for op in found}
+        return {op if op in RESTORING | SAVING else re.sub(r"[vV]\d+$", "", op) for op in found}
 
 
 def _called(node: Any) -> Iterator[str]:
     """Yield the functions that a node calls: by attribute, or as its operation."""
     yield _function(node.op)
-    for value in node.attr.values():
-        yield _function(value.func.name)
-        yield from (_function(function.name) for function in value.list.func)
+    yield from _named(node.attr)
+
+
+def _named(attributes: Mapping[str, Any]) -> Iterator[str]:
+    for value in attributes.values():
+        for function in (value.func, *value.list.func):
+            yield _function(function.name)
+            yield from _named(function.attr)
 
 
 def _function(name: str) -> str:

@@ -114,7 +114,6 @@ def open(
                 f"python -m pipeline.evaluate run_dir={manifest.run}, or allow it with allow_unverified."
             ]
         )
-    operations.trusted.update(trust)
     if manifest.format not in WITHOUT_TENSORFLOW:
         runtime.import_tensorflow()
     if not manifest.epochs:
@@ -123,7 +122,8 @@ def open(
         epoch = manifest.epochs[-1]
     if epoch not in manifest.epochs:
         raise ConfigError([unknown("epoch", epoch, manifest.epochs)])
-    _, signatures = formats.open(directory, epoch)
+    with operations.trusting(trust):
+        _, signatures = formats.open(directory, epoch)
     return Predictor(
         directory,
         manifest.format,

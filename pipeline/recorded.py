@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import binding, operations, sealed
+from pipeline import binding, sealed
 from pipeline.binding import ConfigError
 from pipeline.config import Best, Train, Verify
 from pipeline.epochs import Policy
@@ -33,6 +33,7 @@ class Recorded:
         verify: See `Verify`.
         best: See `Best`.
         kept: The epochs whose checkpoints are kept.
+        trust: Packages and operations that are trusted besides.
     """
 
     run: RunDirectory
@@ -42,6 +43,7 @@ class Recorded:
     verify: Verify
     best: Best
     kept: set[int]
+    trust: Sequence[str]
 
     @property
     def seed(self) -> int:
@@ -77,7 +79,6 @@ def read(
     Raises:
         ConfigError: This is no run directory, the log or the graph is damaged, or a section does not hold.
     """
-    operations.trusted.update(trust)
     run = RunDirectory(run_dir)
     facts = run.read_facts()
     rows = run.read_rows()
@@ -99,7 +100,9 @@ def read(
     if problems:
         raise ConfigError(problems)
     policy = Policy(Train(**bound_train), Best(**own_best), sections.get("epoch"))
-    return Recorded(run, facts, rows, source, Verify(**bound_verify), Best(**bound_best), policy.kept(rows))
+    return Recorded(
+        run, facts, rows, source, Verify(**bound_verify), Best(**bound_best), policy.kept(rows), trust
+    )
 
 
 def _untrusted(values: Mapping[str, Any], trusted: Sequence[str]) -> Iterator[str]:

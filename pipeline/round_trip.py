@@ -46,7 +46,7 @@ def round_trip(settings: config.Settings, on_epoch: OnEpoch | None = None) -> co
     """
     run = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
     resume.check(run, settings)
-    with command.stop_signals() as received, run.claimed():
+    with command.stop_signals() as received, operations.trusting(settings.trust), run.claimed():
         progress = find(run)
         verdict = resume.verdict(run, settings, progress.rows)
         if verdict is not None:
@@ -111,7 +111,6 @@ def train_and_export(
     Raises:
         StopRequested: A signal was received, and the configuration says to stop at that.
     """
-    operations.trusted.update(settings.trust)
     runtime.start_tensorflow(seed=settings.seed, deterministic=settings.train.deterministic)
     from pipeline import exporting, training
 

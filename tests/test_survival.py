@@ -322,20 +322,47 @@ class TestHostile:
             node = meta.graph_def.node.add()
             node.name, node.op = "sneaky", saving(meta)
 
+        def argument_saves(meta: Any) -> None:
+            node = meta.graph_def.node.add()
+            node.name, node.op = "sneaky", "PartitionedCall"
+            node.attr["f"].func.attr["inner"].func.name = saving(meta)
+
+        def initializer_of_an_object_saves(meta: Any) -> None:
+            node = meta.object_graph_def.nodes.add()
+            node.bare_concrete_function.concrete_function_name = saving(meta)
+
+        def method_saves(meta: Any) -> None:
+            meta.object_graph_def.nodes.add().function.concrete_functions.append(saving(meta))
+
+        def saver_writes_elsewhere(meta: Any) -> None:
+            (saver,) = (f for f in meta.graph_def.library.function if f.signature.name == saving(meta))
+            saver.node_def.add().op = "WriteFile"
+
         def signature_restores(meta: Any) -> None:
             output = next(iter(meta.signature_def["serving_default"].outputs.values()))
             output.name = f"{meta.saver_def.restore_op_name}:0"
 
-        for change in (restore_saves, signature_saves, object_saves, initializer_saves, operation_saves):
+        for change in (
+            restore_saves,
+            signature_saves,
+            object_saves,
+            initializer_saves,
+            operation_saves,
+            argument_saves,
+            initializer_of_an_object_saves,
+            method_saves,
+        ):
             edit_graph(tmp_path, change)
             with pytest.raises(
-                ConfigError, match=r"It has MergeV2Checkpoints, (RestoreV2, )?Save, ShardedFilename"
+                ConfigError, match=r"It has MergeV2Checkpoints, (RestoreV2, )?SaveV2, ShardedFilename"
             ):
                 operations.check_saved_model(tmp_path)
             (tmp_path / "saved_model.pb").write_bytes(whole)
-        edit_graph(tmp_path, signature_restores)
-        with pytest.raises(ConfigError, match="It has RestoreV2"):
-            operations.check_saved_model(tmp_path)
+        for change, operation in ((signature_restores, "RestoreV2"), (saver_writes_elsewhere, "WriteFile")):
+            edit_graph(tmp_path, change)
+            with pytest.raises(ConfigError, match=f"It has {operation}[.]"):
+                operations.check_saved_model(tmp_path)
+            (tmp_path / "saved_model.pb").write_bytes(whole)
 
     def test_a_graph_in_another_form(self, tmp_path: Path) -> None:
         save(tmp_path, lambda number: {"y": number})
@@ -344,10 +371,12 @@ class TestHostile:
         with pytest.raises(ConfigError, match=r"saved_model.pb alone. It has saved_model.pbtxt"):
             operations.check_saved_model(tmp_path)
 
-    def test_operations_can_be_trusted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(operations, "trusted", {"WriteFile"})
+    def test_operations_can_be_trusted_for_a_while(self, tmp_path: Path) -> None:
         save(tmp_path / "model", self.hide(tmp_path / "target"))
-        operations.check_saved_model(tmp_path / "model")
+        with operations.trusting(["WriteFile"]):
+            operations.check_saved_model(tmp_path / "model")
+        with pytest.raises(ConfigError, match="It has WriteFile"):
+            operations.check_saved_model(tmp_path / "model")
 
     def test_a_path_that_leads_out(self, run: Path, tmp_path: Path) -> None:
         (tmp_path / "secret").write_text("secret")
