@@ -22,9 +22,8 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from pipeline.binding import ConfigError, unknown
 
@@ -47,15 +46,6 @@ def plain_values(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError([str(error).splitlines()[0]]) from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
-
-
-def recorded_overrides(run_dir: Path) -> list[str]:
-    """Return the overrides of the command that made a run, as Hydra keeps them; none if they are damaged."""
-    try:
-        overrides = OmegaConf.load(run_dir / ".hydra" / "overrides.yaml")
-    except (OSError, ValueError, YAMLError):
-        return []
-    return [str(override) for override in overrides] if isinstance(overrides, ListConfig) else []
 
 
 @contextmanager

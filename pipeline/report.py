@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element
 
-from pipeline import charts, command, composition, page, sealed
+from pipeline import charts, command, page, sealed
 from pipeline.charts import Point, Series, element
 from pipeline.run import Row, RunDirectory
 
@@ -322,8 +322,7 @@ def _facts(finished: _Finished) -> Iterator[Element]:
     facts = finished.facts
     config, data, model = facts["config"], facts["data"], facts.get("model", {})
     yield element("h2", "What was run")
-    overrides = composition.recorded_overrides(finished.run.path)
-    yield page.command("pipeline", *overrides)
+    yield page.command("pipeline", *facts["overrides"])
     said = {
         "Model": f"{config.get('model', {}).get('_target_', page.MISSING)}, "
         f"{page.number(model.get('parameters'), ',')} parameters",

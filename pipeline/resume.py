@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from pipeline import epochs
 from pipeline.binding import ConfigError
-from pipeline.composition import recorded_overrides
 from pipeline.config import Export, Settings
 from pipeline.epochs import Policy
 from pipeline.run import Row, RunDirectory
@@ -30,7 +31,7 @@ def check(run: RunDirectory, settings: Settings) -> None:
             the message names every key that differs.
     """
     resumed = settings.train.resume
-    if resumed is not None and resumed != run.path.absolute():
+    if resumed is not None and resumed.resolve() != run.path.resolve():
         raise ConfigError([f"{KEY} is where the run goes on: {resumed}. Received also: {run.path}."])
     if resumed is not None and not run.log.exists():
         raise ConfigError([f"{KEY} must be the directory of a run that has begun. Received: {resumed}."])
@@ -71,22 +72,29 @@ def with_recorded(overrides: Sequence[str]) -> list[str]:
         return list(overrides)
     if KEY not in given or given[KEY].value() is None:
         return list(overrides)
-    recorded = recorded_overrides(Path(str(given[KEY].value())).expanduser())
+    run = RunDirectory(Path(str(given[KEY].value())).expanduser())
     try:
-        parsed = parser.parse_overrides(recorded)
-    except HydraException:  # What is damaged is as good as missing: the keys that differ will be named.
+        recorded = parser.parse_overrides(list(map(str, run.read_facts()["overrides"])))
+    except (ConfigError, HydraException):  # What is damaged is as good as missing: `check` says so.
         return list(overrides)
     kept = [
-        line
-        for line, override in zip(recorded, parsed, strict=True)
-        if override.key_or_group not in given and not _is_of_command(override.key_or_group, line)
+        str(override.input_line)
+        for override in recorded
+        if override.key_or_group not in given and _is_plain(override)
     ]
     return [*kept, *overrides]
 
 
-def _is_of_command(key: str, override: str) -> bool:
-    """Return whether an override is no part of a run: what chooses code, and where it runs, is given anew."""
-    return key == KEY or key.partition(".")[0].partition("/")[0] == "hydra" or "_target_" in override
+def _is_plain(override: Override) -> bool:
+    """Return whether an override sets a value, or chooses one of a group, and can do no more.
+
+    A run may come from a stranger: what could choose code, what is trusted, and where the run is, are given
+    anew.
+    """
+    key, line = override.key_or_group, str(override.input_line)
+    if key in (KEY, "trust") or re.split("[./@]", key)[0] == "hydra" or "_target_" in line or "${" in line:
+        return False
+    return "." in key or not {*r"/\:"} & {*line}
 
 
 def unexported(run: RunDirectory, rows: Sequence[Row], export: Export) -> Export:

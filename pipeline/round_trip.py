@@ -124,6 +124,7 @@ def train_and_export(
         seed=settings.seed,
         metrics=[settings.best.metric, *_metrics(settings.sweep)],
         config=settings.resolved,
+        overrides=HydraConfig.get().overrides.task,
         stopped=lambda: bool(received),
     )
     exporting.rehearse(exporting.source(run, [], settings.export, dataset, settings.verify))

@@ -34,17 +34,17 @@ Metrics = dict[str, float]
 WRITTEN = ("checkpoints", "export", "metrics.jsonl", "run.json")
 """What shows that a run was in a directory."""
 
-REQUIRED_FACTS = (
-    "seed",
-    "data.fingerprint",
-    "config.data",
-    "config.verify",
-    "config.best.metric",
-    "config.best.direction",
-    "config.train",
-    "files",
-)
-"""What of `run.json` is needed to evaluate the run again."""
+REQUIRED_FACTS: Mapping[str, type] = {
+    "seed": int,
+    "data.fingerprint": str,
+    "config.data": dict,
+    "config.verify": dict,
+    "config.best": dict,
+    "config.train": dict,
+    "overrides": list,
+    "files": dict,
+}
+"""What of `run.json` is needed to come back to the run."""
 
 NETWORK = "network.json"
 """Beside the graph: the description of the Keras network, where the model has one."""
@@ -196,11 +196,11 @@ class RunDirectory:
             ) from None
         except ValueError as error:
             raise ConfigError([f"{path} must be as the run wrote it. Reading it failed: {error}."]) from error
-        for keys in REQUIRED_FACTS:
+        for keys, kind in REQUIRED_FACTS.items():
             node: Any = facts
             for key in keys.split("."):
                 node = node.get(key) if isinstance(node, dict) else None
-            if node is None:
+            if not isinstance(node, kind):
                 raise ConfigError([f"{path} must hold {keys}. It does not: it is damaged."])
         return facts
 
@@ -259,6 +259,8 @@ class RunDirectory:
             row = Row(**sealed.unseal(line))
             if (row.epoch, row.checkpoint) != (epoch, expected):
                 raise ValueError(f"epoch {row.epoch} with {row.checkpoint}")
+            if not isinstance(row.files, dict):
+                raise ValueError(f"digests {row.files}")
             numbers = [*row.test.values(), *(row.train or {}).values()]
             if not all(isinstance(number, float) and math.isfinite(number) for number in numbers):
                 raise ValueError(f"metrics that are no finite numbers: {numbers}")

@@ -324,6 +324,7 @@ def prepare(
     metrics: Sequence[str],
     config: Mapping[str, Any],
     stopped: Callable[[], bool],
+    overrides: Sequence[str] = (),
 ) -> Training:
     """Build a model; then it is ready to `fit`. For a new run, write its graph, its requests and `run.json`.
 
@@ -337,6 +338,7 @@ def prepare(
         metrics: Metrics that others will look for: `evaluate` must return them.
         config: The whole configuration as JSON values, for `run.json`.
         stopped: Asked between chunks of steps.
+        overrides: What the command line changed in the configuration, for `run.json`, too.
 
     Raises:
         ConfigError: The model cannot be evaluated; the run cannot go on with this data or so many epochs;
@@ -355,18 +357,18 @@ def prepare(
     training = Training(run, dataset, built, keras_optimizer, signatures, policy, seed, use_xla, stopped)
     _check_room(training)
     if not run.log.exists():
-        _begin(training, config)
+        _begin(training, config, overrides)
         return training
     facts = run.read_facts()
     before = facts["config"]["train"]["epochs"]
     schedules = [optimizer.build(steps_per_epoch * epochs) for epochs in (before, policy.train.epochs)]
     _check_same(run, facts, dataset, *(schedule.get_config() for schedule in schedules))
     facts["config"]["train"]["epochs"] = policy.train.epochs
-    run.write_facts(facts)
+    run.write_facts({**facts, "overrides": list(overrides)})
     return training
 
 
-def _begin(training: Training, config: Mapping[str, Any]) -> None:
+def _begin(training: Training, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
     """Write what all epochs of a new run need: the graph, the requests, `run.json`."""
     run, dataset, built = training.run, training.dataset, training.built
     checkpoints.write_graph(run.graph, built)
@@ -389,6 +391,7 @@ def _begin(training: Training, config: Mapping[str, Any]) -> None:
             },
             "sizes": {"graph_bytes": sum(f.stat().st_size for f in run.graph.rglob("*") if f.is_file())},
             "files": run.shared_files(),
+            "overrides": list(overrides),
             "config": config,
         }
     )

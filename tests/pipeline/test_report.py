@@ -125,6 +125,7 @@ class Run:
             "model": {"parameters": 2625},
             "sizes": {"graph_bytes": 132_695},
             "files": {},
+            "overrides": ["model=gru", "export=all"],
             "config": {
                 "data": {"_target_": "data.sequences.Sequences", "batch_size": 32},
                 "model": {"_target_": "models.gru.GRUClassifier"},
@@ -136,7 +137,6 @@ class Run:
         self.epochs = [checkpoint(row) for row in self.rows]
         self.exports = [export(format, self.rows[-1]) for format in report.SNIPPETS]
         self.verdict = "match"
-        self.overrides: str | None = "- model=gru\n- export=all\n"
 
     def write(self) -> Page:
         """Write what was set, and return the page that is made of it."""
@@ -152,9 +152,6 @@ class Run:
             "exports": [{"verdict": "match", "epochs": [found]} for found in self.exports],
         }
         self.directory.verification.write_text(json.dumps(sealed.seal(receipt)))
-        if self.overrides is not None:
-            (self.directory.path / ".hydra").mkdir()
-            (self.directory.path / ".hydra" / "overrides.yaml").write_text(self.overrides)
         for found in self.exports:
             (self.directory.path / found["artifact"]).mkdir(parents=True, exist_ok=True)
         report.write(self.directory)
@@ -244,7 +241,7 @@ def test_text_stays_text(run: Run) -> None:
     evil = "<script>alert('&')</script>"
     run.directory = RunDirectory(run.directory.path / f"{evil}".replace("/", "|"))
     run.facts["config"]["model"]["_target_"] = evil
-    run.overrides = f"- model={evil}\n"
+    run.facts["overrides"] = [f"model={evil}"]
     run.rows = [Row(0, 0, None, {evil: 1.0}, "checkpoints/epoch-0000")]
     run.epochs = [checkpoint(run.rows[0], **{f"test/{evil}": metric(1.0, 2.0, match=False)})]
     run.exports = [export("onnx", run.rows[0], signatures={}, left_out={evil: evil})]
@@ -437,13 +434,10 @@ def test_a_chart_of_nothing_says_so() -> None:
 
 
 def test_what_was_run_is_there_to_be_run_again(run: Run) -> None:
-    run.overrides = (
-        "- model=gru\n- 'data.name=''a: b'''\n- \"model.units=3\"\n- data.path=a long\n  path with spaces\n"
-    )
+    run.facts["overrides"] = ["model=gru", "data.name='a: b'", "data.path=a long path with spaces"]
     page = run.write()
-    expected = ["model=gru", "data.name='a: b'", "model.units=3", "data.path=a long path with spaces"]
     commands = [shlex.split(text) for text in page.of("pre") if text.startswith("python")]
-    assert commands[0] == ["python", "-m", "pipeline", *expected]
+    assert commands[0] == ["python", "-m", "pipeline", *run.facts["overrides"]]
     facts = dict(zip(page.of("dt"), page.of("dd"), strict=True))
     assert facts == {
         "Model": "models.gru.GRUClassifier, 2,625 parameters",
@@ -458,7 +452,7 @@ def test_what_was_run_is_there_to_be_run_again(run: Run) -> None:
 
 
 def test_facts_that_are_not_known_are_left_open(run: Run) -> None:
-    run.overrides = None
+    run.facts["overrides"] = []
     run.exports = []
     for name in ("versions", "device", "model", "sizes"):
         del run.facts[name]

@@ -266,27 +266,40 @@ class TestRecordedOverrides:
 
     @pytest.fixture
     def run(self, tmp_path: Path) -> Path:
-        (tmp_path / ".hydra").mkdir()
-        overrides = [
-            "model=dense",
-            "train.epochs=3",
-            "hydra.run.dir=elsewhere",
-            "+data={_target_: os.system}",
-        ]
-        (tmp_path / ".hydra" / "overrides.yaml").write_text(json.dumps([*overrides, "data.path=/hydra/x"]))
-        return tmp_path
+        prepare(tmp_path / "run", overrides=["model=dense", "+data.name='a/b: c'", "train.epochs=3"])
+        return tmp_path / "run"
 
-    def test_those_that_choose_no_code_and_are_not_given(self, run: Path) -> None:
+    def test_those_that_are_not_given(self, run: Path) -> None:
         given = [f"train.resume={run}", "train.epochs=5"]
-        assert resume.with_recorded(given) == ["model=dense", "data.path=/hydra/x", *given]
+        assert resume.with_recorded(given) == ["model=dense", "+data.name='a/b: c'", *given]
+
+    @pytest.mark.parametrize(
+        "override",
+        [
+            "+data={_target_: os.system}",
+            "model._target_=os.system",
+            "model=../../stranger",
+            "model@data=../x",
+            "+data={count: 3}",
+            "data.path=${oc.create:x}",
+            "hydra.run.dir=elsewhere",
+            "hydra/launcher=joblib",
+            "trust=[WriteFile]",
+            "train.resume=elsewhere",
+        ],
+    )
+    def test_those_that_choose_code_are_given_anew(self, override: str, run: Path) -> None:
+        rewrite(run / "run.json", lambda facts: facts["overrides"].append(override))
+        given = [f"train.resume={run}", "train.epochs=5"]
+        assert resume.with_recorded(given) == ["model=dense", "+data.name='a/b: c'", *given]
 
     def test_without_a_run_nothing_is_added(self, run: Path) -> None:
         for given in ([], ["train.resume=null"], ["train.resume=nowhere"], ["a=[", f"train.resume={run}"]):
             assert resume.with_recorded(given) == given
 
-    @pytest.mark.parametrize("text", ["[a=[]", "{", "a: b", "\xff", "- x=[\n"])
-    def test_what_is_damaged_is_not_there(self, run: Path, text: str) -> None:
-        (run / ".hydra" / "overrides.yaml").write_bytes(text.encode("latin-1"))
+    @pytest.mark.parametrize("damage", [["[a=[]"], "a", [3]])
+    def test_what_is_damaged_is_not_there(self, run: Path, damage: Any) -> None:
+        rewrite(run / "run.json", lambda facts: facts.update(overrides=damage))
         assert resume.with_recorded([f"train.resume={run}"]) == [f"train.resume={run}"]
 
 
@@ -304,6 +317,9 @@ def test_where_a_run_goes_on(command: Command, tmp_path: Path) -> None:
     stderr = command("pipeline", "train.resume=run", "model=gru", code=2).stderr
     assert "model._target_ must be 'models.dense.DenseRegressor', as in the run in" in stderr
     assert "nothing is left to do" in command("pipeline", *arguments).stderr
+    (tmp_path / "elsewhere").mkdir()
+    resumed = command("pipeline", "train.resume=../run", cwd=tmp_path / "elsewhere")
+    assert "nothing is left to do" in resumed.stderr
     # What is missing is made again, and no more.
     (export,) = (tmp_path / "run" / "export" / "saved_model").iterdir()
     (export / "assets.extra" / "manifest.json").write_text("{}")
