@@ -33,6 +33,7 @@ class EpochWriter:
 
     Attributes:
         events: The curves; safe to write to meanwhile.
+        groups: The variables.
     """
 
     def __init__(self, run: RunDirectory, groups: Groups, policy: Policy, rows: Sequence[Row] = ()) -> None:
@@ -48,7 +49,7 @@ class EpochWriter:
         self._run = run
         self._policy = policy
         self._rows = list(rows)
-        self._groups = groups
+        self.groups = groups
         self._copies = {
             group: {path: tf.Variable(variable, trainable=False) for path, variable in variables.items()}
             for group, variables in groups.items()
@@ -59,7 +60,7 @@ class EpochWriter:
     def write(self, row: Row) -> None:
         """Start to write an epoch, with the variables as they are now."""
         self.wait()
-        for group, variables in self._groups.items():
+        for group, variables in self.groups.items():
             for path, variable in variables.items():
                 self._copies[group][path].assign(variable)
         self._in_flight = self._executor.submit(self._write, row)

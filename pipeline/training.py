@@ -36,8 +36,26 @@ if TYPE_CHECKING:
 # live bar and a prompt stop. Its length decides when Python looks, never what is computed.
 CHUNK_SECS = 0.25
 
+FURTHER = "further"
+"""Group of a checkpoint, where a step uses variables that are neither the model's nor the optimizer's."""
+
 LOSSES, STATE = "losses", "state"
 """Groups of the checkpoint of an unfinished epoch, besides those of any."""
+
+STATEFUL_RANDOM = frozenset(
+    {
+        "Multinomial",
+        "ParameterizedTruncatedNormal",
+        "RandomGamma",
+        "RandomPoissonV2",
+        "RandomShuffle",
+        "RandomStandardNormal",
+        "RandomUniform",
+        "RandomUniformInt",
+        "TruncatedNormal",
+    }
+)
+"""Operations whose state is neither a variable nor their argument."""
 
 log = logging.getLogger("pipeline")
 
@@ -156,13 +174,14 @@ class Training:
         if rows and self.policy.is_complete(rows):
             return True
         steps = self.compile().steps
+        groups = {**self.variables, **self._further(steps)}
         test = _tensors(self.dataset.test)
         with (
-            EpochWriter(self.run, self.variables, self.policy, rows) as writer,
+            EpochWriter(self.run, groups, self.policy, rows) as writer,
             _bar(self.policy.train.epochs, "epoch", done=len(rows) - 1) as bar,
         ):
             if rows:
-                checkpoints.restore_row(self.run, rows[-1], self.variables)
+                checkpoints.restore_row(self.run, rows[-1], groups)
             else:
                 rows.append(self.finish_epoch(0, None, test, writer))
             while not self.policy.is_complete(rows):
@@ -216,13 +235,13 @@ class Training:
         losses: list[np.ndarray] = []
         if unfinished is not None:
             first = unfinished.num_steps
-            losses, state = self._restore_unfinished(unfinished, state)
+            losses, state = self._restore_unfinished(unfinished, state, writer.groups)
         feed = self._feed(epoch, first)
         with _bar(num_steps, "step", done=first, leave=False) as bar:
             while first < num_steps:
                 if self.stopped():
                     writer.wait()  # Afterwards it removes what was unfinished before.
-                    self._keep_unfinished(epoch, first, losses, state)
+                    self._keep_unfinished(epoch, first, losses, state, writer.groups)
                     return None
                 last = min(first + chunk, num_steps)
                 started = time.perf_counter()
@@ -252,19 +271,23 @@ class Training:
             )
         )
 
-    def _keep_unfinished(self, epoch: int, num_steps: int, losses: list[np.ndarray], state: Tensors) -> None:
+    def _keep_unfinished(
+        self, epoch: int, num_steps: int, losses: list[np.ndarray], state: Tensors, groups: Groups
+    ) -> None:
         """Write what the epoch needs to go on to the last bit, beside the checkpoints of whole ones."""
         name = f"step-{self._step():08d}"
         taken = np.concatenate([np.zeros(0, np.float32), *losses])
         carried = {key: tf.Variable(value, trainable=False) for key, value in state.items()}
-        groups = {**self.variables, LOSSES: {LOSSES: tf.Variable(taken, trainable=False)}, STATE: carried}
+        groups = {**groups, LOSSES: {LOSSES: tf.Variable(taken, trainable=False)}, STATE: carried}
         files = checkpoints.write_checkpoint(self.run.graph.with_name(name), groups)
         write_unfinished(self.run, Unfinished(epoch, num_steps, name, files))
 
-    def _restore_unfinished(self, unfinished: Unfinished, state: Tensors) -> tuple[list[np.ndarray], Tensors]:
+    def _restore_unfinished(
+        self, unfinished: Unfinished, state: Tensors, groups: Groups
+    ) -> tuple[list[np.ndarray], Tensors]:
         """Assign the variables; return the losses of the steps taken and the state that is carried on."""
         prefix = self.run.graph.with_name(unfinished.checkpoint)
-        checkpoints.restore(prefix, self.variables)
+        checkpoints.restore(prefix, groups)
         losses = checkpoints.read_group(prefix, LOSSES, [LOSSES])[LOSSES]
         carried = checkpoints.read_group(prefix, STATE, state)
         return [losses], {key: tf.constant(value) for key, value in carried.items()}
@@ -278,6 +301,31 @@ class Training:
             for position, variable in enumerate(self.optimizer.variables)
         }
         return {"weights": self.built.weights, "optimizer": slots}
+
+    def _further(self, steps: Any) -> Groups:
+        """Return what a step uses besides, such as the state of a layer's random numbers, as a group.
+
+        It is known once the step is traced; numbers are drawn from it, and where it is not kept, a run that
+        goes on draws others.
+        """
+        dataset = self.dataset
+        if dataset.stream is not None:
+            feed: Any = tf.data.IteratorSpec(dataset.stream.batches(self.seed, 1).element_spec)
+        else:
+            feed = tf.TensorSpec([dataset.num_train // dataset.batch_size, dataset.batch_size], tf.int32)
+        count = tf.TensorSpec([], tf.int32)
+        state = initial_state(self.signatures, dataset.batch_size)
+        graph = steps.get_concrete_function(feed, count, count, state).graph
+        known = {id(variable.handle) for group in self.variables.values() for variable in group.values()}
+        further = [variable for variable in graph.variables if id(variable.handle) not in known]
+        if undetermined := _stateful_random(graph):
+            log.warning(
+                "the model draws numbers with %s, whose state no checkpoint has: a run that goes on will "
+                "draw others. Draw them with tf.random.stateless_* and the seed that the loss is given.",
+                ", ".join(undetermined),
+            )
+        # By position: the names of such variables count how many there are in the process.
+        return {FURTHER: {str(i): variable for i, variable in enumerate(further)}} if further else {}
 
     def finish_epoch(self, epoch: int, train_loss: float | None, test: Arrays, writer: EpochWriter) -> Row:
         """Evaluate through the exported signature, then have it written down; return the row."""
@@ -513,6 +561,14 @@ def _run(
         raise ConfigError(
             [f"The shards of the training data must be whole. Reading them failed: {first_line(error)}"]
         ) from error
+
+
+def _stateful_random(graph: Any) -> list[str]:
+    """Return the operations of a graph and its functions that draw numbers from a state of their own."""
+    names = {operation.type for operation in graph.get_operations()}
+    for function in graph.as_graph_def().library.function:
+        names |= {node.op for node in function.node_def}
+    return sorted(names & STATEFUL_RANDOM)
 
 
 def _tensors(arrays: Arrays) -> dict[str, tf.Tensor]:

@@ -60,6 +60,34 @@ class Dropout(DenseRegressor):
         return dataclasses.replace(built, loss=loss)
 
 
+class KerasDropout(DenseRegressor):
+    """Drops what the state of a layer says, which is none of the model's weights."""
+
+    def build(self, batch: Any, metadata: Any) -> BuiltModel:
+        import keras
+
+        built = super().build(batch, metadata)
+        dropout = keras.layers.Dropout(0.3)
+
+        def loss(batch: dict[str, tf.Tensor], seed: tf.Tensor) -> Any:
+            return built.loss({**batch, "feature": dropout(batch["feature"], training=True)}, seed)
+
+        return dataclasses.replace(built, loss=loss)
+
+
+class Noise(DenseRegressor):
+    """Draws numbers from a state that no checkpoint has."""
+
+    def build(self, batch: Any, metadata: Any) -> BuiltModel:
+        built = super().build(batch, metadata)
+
+        def loss(batch: dict[str, tf.Tensor], seed: tf.Tensor) -> Any:
+            noise = tf.random.normal(tf.shape(batch["feature"]))
+            return built.loss({**batch, "feature": batch["feature"] + noise}, seed)
+
+        return dataclasses.replace(built, loss=loss)
+
+
 def shards(folder: Path) -> Dataset:
     folder.mkdir(exist_ok=True)
     if not any(folder.iterdir()):
@@ -88,6 +116,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(case: Case, num_chunks:
     "changes",
     [
         {"model": Dropout()},
+        {"model": KerasDropout()},
         {"optimizer": Adam(learning_rate=0.1, schedule="cosine", warmup_steps=3)},
         {"optimizer": SGD(learning_rate=1e-5, momentum=0.9)},
         {"keep": 1},
@@ -107,6 +136,13 @@ def test_whatever_it_depends_on_goes_on_too(changes: dict[str, Any], tmp_path: P
         stops += 1
     assert stops >= 1
     assert files(tmp_path / "run") == files(tmp_path / "whole")
+
+
+def test_what_cannot_go_on_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert prepare(tmp_path / "dense", epochs=1).fit()
+    assert not caplog.text
+    assert prepare(tmp_path / "noise", epochs=1, model=Noise()).fit()
+    assert "the model draws numbers with RandomStandardNormal, whose state no checkpoint has" in caplog.text
 
 
 def test_a_killed_run_begins_the_epoch_again(tmp_path: Path) -> None:
