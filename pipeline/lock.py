@@ -47,7 +47,7 @@ def check_free(directory: Path) -> None:
         ConfigError: One does; the message names it.
     """
     try:
-        file = (directory / NAME).open("a+")
+        file = (directory / NAME).open("r")
     except OSError:
         return
     with file:

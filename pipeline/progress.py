@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline import sealed
 from pipeline.binding import ConfigError
-from pipeline.run import Row, RunDirectory, write_text
+from pipeline.run import Row, RunDirectory, staged, write_text
 
 log = logging.getLogger("pipeline")
 
@@ -59,6 +60,8 @@ def write_unfinished(run: RunDirectory, unfinished: Unfinished) -> None:
 def find(run: RunDirectory) -> Progress:
     """Return how far a run is; what follows the newest epoch that is whole is dropped, and that is said.
 
+    A log of which more is dropped than a last line that was cut short is kept as `metrics.jsonl.damaged`.
+
     Raises:
         ConfigError: No epoch is whole, or what all of them need is not.
     """
@@ -85,7 +88,14 @@ def find(run: RunDirectory) -> Progress:
     if not rows:
         raise ConfigError([*problems, f"The run in {run.path} has no epoch to go on from. Start a new one."])
     if len(rows) < len(lines):
-        log.warning("going on from epoch %d: %s", rows[-1].epoch, " ".join(problems))
+        damaged = run.log.with_name(f"{run.log.name}.damaged")
+        with staged(damaged) as staging:
+            shutil.copyfile(run.log, staging)
+        log.warning(
+            "going on from epoch %d: %s The log as it was: %s", rows[-1].epoch, " ".join(problems), damaged
+        )
+        for epoch in range(len(rows), len(lines)):
+            run.answers(epoch).unlink(missing_ok=True)
     run.rewrite_rows(rows)  # Without a last line that was cut short, too.
     return Progress(rows, _unfinished(run, rows[-1].epoch + 1))
 

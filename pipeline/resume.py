@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from pipeline import epochs
+from pipeline import epochs, sealed
 from pipeline.binding import ConfigError
 from pipeline.config import Export, Settings
 from pipeline.epochs import Policy
@@ -112,7 +112,8 @@ def unexported(run: RunDirectory, rows: Sequence[Row], export: Export) -> Export
         except ConfigError:
             return False
         quantization = export.quantization if name == "tflite" else "none"
-        return list(manifest.epochs) == wanted and manifest.quantization == quantization
+        is_asked_for = list(manifest.epochs) == wanted and manifest.quantization == quantization
+        return is_asked_for and not sealed.problems(newest, manifest.files)
 
     return replace(export, formats={name: not is_there(name) for name in export.chosen})
 
@@ -127,8 +128,15 @@ def verdict(run: RunDirectory, settings: Settings, rows: Sequence[Row]) -> str |
     chosen = epochs.select(rows, settings.epoch, settings.best, policy.kept(rows))
     if unexported(run, chosen, settings.export).chosen:
         return None
+    kept = policy.kept(rows)
     receipt = receipts.read_file(run.verification)
-    if receipt is None or {row["epoch"] for row in receipt["epochs"]} < policy.kept(rows):
+    if receipt is None or not kept <= {row["epoch"] for row in receipt["epochs"]}:
+        return None
+    try:
+        for row in rows:
+            if row.epoch in kept:
+                run.check_row(row)
+    except ConfigError:  # The verification names it.
         return None
     verified = {export["artifact"] for export in receipt.get("exports", [])}
     newest = [run.newest_export(name) for name in settings.export.chosen]

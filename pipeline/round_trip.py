@@ -142,7 +142,8 @@ def train_and_export(
     wanted = settings.epoch if finished else "last"
     chosen = epochs.select(rows, wanted, settings.best, policy.kept(rows))
     for row in chosen:
-        prepared.record_answers(row)
+        if not run.answers(row.epoch).exists():  # Exports that were written before are held to them.
+            prepared.record_answers(row)
     left = resume.unexported(run, chosen, settings.export)
     exporting.export(exporting.source(run, chosen, left, dataset, settings.verify))
     return True

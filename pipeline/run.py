@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,9 @@ Metrics = dict[str, float]
 
 WRITTEN = ("checkpoints", "export", "metrics.jsonl", "run.json")
 """What shows that a run was in a directory."""
+
+BEGINNING = re.compile(r"graph|network\.json|requests\.npz|epoch-0000\..*|\..*\.staging")
+"""What is in `checkpoints/` before the first line of the log is."""
 
 REQUIRED_FACTS: Mapping[str, type] = {
     "seed": int,
@@ -125,17 +129,25 @@ class RunDirectory:
                 process is writing here; or TensorFlow would take the path for a pattern of paths.
         """
         self._check_path("hydra.run.dir")
-        found = [name for name in WRITTEN if (self.path / name).exists()]
-        is_run = {"run.json", "metrics.jsonl"} <= set(found)
-        was_claimed = (self.path / lock.NAME).exists() and "export" not in found
-        if found and not is_run and not was_claimed:
+        if not self.read_lines() and (found := list(self._found())):
             raise ConfigError(
                 [
                     f"hydra.run.dir must be new, or hold a run that can go on. {self.path} holds "
-                    f"{', '.join(found)} and no such run; it is left as it was. Choose another directory."
+                    f"{', '.join(found)} and no log of it; it is left as it was. Choose another directory."
                 ]
             )
         lock.check_free(self.path)
+
+    def _found(self) -> Iterator[str]:
+        """Yield what is here besides the beginning of a run that was killed before its first line."""
+        was_claimed = (self.path / lock.NAME).exists()
+        for name in WRITTEN:
+            path = self.path / name
+            if was_claimed and name == "checkpoints" and path.is_dir():
+                entries = sorted(entry.name for entry in path.iterdir())
+                yield from (f"{name}/{entry}" for entry in entries if not BEGINNING.fullmatch(entry))
+            elif path.exists() and not (was_claimed and name in ("run.json", "metrics.jsonl")):
+                yield name
 
     def _check_path(self, key: str) -> None:
         if set(str(self.path.absolute())) & PATTERN_CHARACTERS:

@@ -465,10 +465,13 @@ def _check_same(run: RunDirectory, facts: Mapping[str, Any], dataset: Dataset, b
         )
     if problems:
         raise ConfigError(problems)
-    versions = {key: facts["versions"].get(key) for key in ("tensorflow", "keras", "numpy")}
-    current = runtime.describe()["versions"]
-    if any(current[key] != version for key, version in versions.items()):
-        log.warning("going on with other versions than %s: the bits may differ", versions)
+    here = runtime.describe()
+    for what, known in (("versions", ("tensorflow", "keras", "numpy")), ("device", here["device"])):
+        for key in known:
+            if (recorded := facts[what].get(key)) != here[what][key]:
+                log.warning(
+                    "going on with %s %s, begun with %s: the bits may differ", key, here[what][key], recorded
+                )
 
 
 def _check_room(training: Training) -> None:

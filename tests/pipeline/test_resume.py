@@ -187,13 +187,21 @@ def test_other_data_is_refused(tmp_path: Path) -> None:
         go_on(tmp_path / "run", epochs=2, dataset=Numbers(count=99).load())
 
 
-def test_other_versions_are_said(
+def test_other_versions_and_devices_are_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert prepare(tmp_path / "run", epochs=1).fit()
-    rewrite(tmp_path / "run" / "run.json", lambda facts: facts["versions"].update(tensorflow="2.0"))
     assert go_on(tmp_path / "run", epochs=2)
-    assert "going on with other versions than {'tensorflow': '2.0'" in caplog.text
+    assert not caplog.text
+
+    def change(facts: dict[str, Any]) -> None:
+        facts["versions"]["tensorflow"] = "2.0"
+        facts["device"]["onednn"] = "sometimes"
+
+    rewrite(tmp_path / "run" / "run.json", change)
+    assert go_on(tmp_path / "run", epochs=3)
+    assert f"going on with tensorflow {tf.__version__}, begun with 2.0: the bits may differ" in caplog.text
+    assert "begun with sometimes" in caplog.text
 
 
 class TestDamage:
@@ -213,7 +221,12 @@ class TestDamage:
         self, run: RunDirectory, caplog: pytest.LogCaptureFixture
     ) -> None:
         flip(run.path / "checkpoints" / "epoch-0002.data-00000-of-00001")
+        before = run.log.read_bytes()
+        for epoch in (1, 2):
+            run.answers(epoch).touch()
         found = progress.find(run)
+        assert [path.name for path in run.graph.parent.glob("answers-*")] == ["answers-0001.npz"]
+        assert (run.path / "metrics.jsonl.damaged").read_bytes() == before
         assert [row.epoch for row in found.rows] == [0, 1]
         assert found.unfinished is None  # It is of the epoch after the damaged one.
         assert "going on from epoch 1: Epoch 2: " in caplog.text
@@ -366,8 +379,14 @@ def test_where_a_run_goes_on(command: Command, tmp_path: Path) -> None:
     assert len(list((tmp_path / "run" / "export" / "checkpoint").iterdir())) == 1
     rewrite(tmp_path / "run" / "verification.json", lambda receipt: receipt.update(exports=[]))
     assert "verdict: match" in command("pipeline", *arguments).stdout
-    (tmp_path / "run" / "verification.json").write_text("{}")
+    # An epoch that is kept was not verified, and an export is damaged.
+    rewrite(tmp_path / "run" / "verification.json", lambda receipt: receipt["epochs"][1].update(epoch=7))
+    flip(next((tmp_path / "run" / "export" / "checkpoint").glob("*/*.data-*")))
     assert "verdict: match" in command("pipeline", *arguments).stdout
+    assert len(list((tmp_path / "run" / "export" / "checkpoint").iterdir())) == 2
+    flip(tmp_path / "run" / "checkpoints" / "epoch-0000.index")
+    stderr = command("pipeline", *arguments, code=2).stderr
+    assert "epoch-0000.index must have the SHA-256" in stderr
 
 
 def test_checkpoints_that_cannot_be_read(tmp_path: Path) -> None:

@@ -89,11 +89,11 @@ def test_a_file_system_without_locks(
 
 def test_what_a_run_left_that_logged_no_epoch_is_removed(run: RunDirectory) -> None:
     with run.claimed():
-        run.checkpoint(0).touch()
+        run.checkpoint(0).with_suffix(".index").touch()
         run.write_facts({"seed": 0})
     assert [path.name for path in run.path.iterdir()] == [".lock"]
     with run.claimed():
-        run.checkpoint(0).touch()
+        run.checkpoint(0).with_suffix(".index").touch()
         run.log.write_text('{"epoch": 0, "st')
     assert [path.name for path in run.path.iterdir()] == [".lock"]
 
@@ -124,13 +124,24 @@ def test_what_no_run_wrote_is_left_as_it_is(run: RunDirectory, name: str) -> Non
     assert [path.name for path in run.path.iterdir()] == [name]
 
 
-def test_exports_without_a_log_are_left_as_they_are(run: RunDirectory) -> None:
+@pytest.mark.parametrize("name", ["export", "checkpoints/epoch-0001.index", "checkpoints/mine.h5"])
+@pytest.mark.parametrize("text", [None, "", '{"epoch": 0, "st'])
+def test_what_has_lost_its_log_is_left_as_it_is(run: RunDirectory, name: str, text: str | None) -> None:
     with run.claimed():
         run.append_row(ROWS[0])
     run.log.unlink()
-    (run.path / "export").mkdir()
-    with pytest.raises(ConfigError, match="it is left as it was"), run.claimed():
+    if text is not None:
+        run.log.write_text(text)
+    (run.path / name).mkdir()
+    message = f"{run.path} holds {name} and no log of it; it is left as it was"
+    with pytest.raises(ConfigError, match=message), run.claimed():
         pass
+    assert (run.path / name).exists()
+
+
+def test_to_look_leaves_no_lock(run: RunDirectory) -> None:
+    run.check_usable()
+    assert not list(run.path.iterdir())
 
 
 def test_a_path_that_tensorflow_would_take_for_a_pattern(tmp_path: Path) -> None:
