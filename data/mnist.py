@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import http.client
 import math
-import shutil
 import tempfile
 import urllib.request
 import zlib
@@ -21,6 +20,7 @@ from data.base import Arrays, DataError, Dataset, check_memory
 
 MIRROR = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 TIMEOUT_SECS = 30
+MAX_DOWNLOAD_BYTES = 2**26
 
 # MD5 of the unpacked files, which names the canonical bytes whatever packed them.
 DIGESTS = {
@@ -92,7 +92,10 @@ class Mnist:
                 tempfile.NamedTemporaryFile(dir=self.dir, suffix=".part", delete=False) as file,
             ):
                 part = Path(file.name)
-                shutil.copyfileobj(response, file)
+                while chunk := response.read(2**20):
+                    file.write(chunk)
+                    if file.tell() > MAX_DOWNLOAD_BYTES:
+                        raise ValueError(f"it has more than {MAX_DOWNLOAD_BYTES:,} bytes")
             digest = _md5(part)
             if digest != DIGESTS[name]:
                 raise ValueError(f"its MD5, unpacked, must be {DIGESTS[name]}. Received: {digest}")

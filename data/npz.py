@@ -67,16 +67,29 @@ def _check_headers(members: zipfile.ZipFile) -> None:
                 )
 
 
-def _read(path: Path) -> Arrays:
+def read_archive(path: Path) -> Arrays:
+    """Return the arrays of an archive.
+
+    Raises:
+        DataError: It is damaged, holds what would have to be unpickled, or more than memory does.
+        FileNotFoundError: It is not there.
+    """
     try:
         # A lone .npy array would open, too, as something else.
         with zipfile.ZipFile(path) as members, np.load(path, allow_pickle=False) as archive:
             _check_headers(members)
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
-        raise DataError(f"data.path and data.test_path must name .npz files. Not found: {path}.") from None
+        raise
     except Exception as error:  # NumPy and zipfile raise whatever the damaged bytes lead them into.
         raise DataError(
             f"{path} must be an .npz archive of plain arrays, as numpy.savez writes it. "
             f"Reading it failed: {error}."
         ) from error
+
+
+def _read(path: Path) -> Arrays:
+    try:
+        return read_archive(path)
+    except FileNotFoundError:
+        raise DataError(f"data.path and data.test_path must name .npz files. Not found: {path}.") from None

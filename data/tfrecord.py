@@ -13,12 +13,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+from tqdm import tqdm
 
 from data.base import Arrays, DataError, Dataset, Stream
+from data.npz import read_archive
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -48,9 +51,13 @@ class TFRecord:
         self.batch_size = batch_size
         self.interleave = interleave
         self.shuffle_rows = shuffle_rows
+        self._are_checked = False
 
     def load(self) -> Dataset:
-        """Read the manifest and the test split, and check that every shard is there."""
+        """Read the manifest and the test split, and check that every shard is there.
+
+        What the shards hold is checked before the first batch is taken.
+        """
         path = self.dir / MANIFEST
         try:
             text = path.read_bytes()
@@ -59,7 +66,7 @@ class TFRecord:
             if any(Path(name).name != name for name in shards):
                 raise ValueError("a shard's name leads elsewhere")
             sizes = {name: (self.dir / name).stat().st_size for name in shards}
-            head, test = _read(self.dir / HEAD), _read(self.dir / TEST)
+            head, test = (self._read(name, self.manifest["files"][name]) for name in (HEAD, TEST))
             stream = Stream(
                 num_rows=sum(shard["rows"] for shard in shards.values()),
                 ranges={name: tuple(array["range"]) for name, array in self.manifest["arrays"].items()},
@@ -67,7 +74,9 @@ class TFRecord:
                 batches=self._batches,
             )
             facts = {"ordered": self.manifest["ordered"], "metadata": self.manifest["metadata"]}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except DataError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"data.dir must hold {MANIFEST} and what it names, as python -m pipeline.records writes it. "
                 f"Reading {path} failed: {type(error).__name__}: {error}."
@@ -80,9 +89,32 @@ class TFRecord:
                 )
         return Dataset(train=head, test=test, batch_size=self.batch_size, stream=stream, **facts)
 
+    def _read(self, name: str, digest: str) -> Arrays:
+        self._check_digest(name, digest)
+        return read_archive(self.dir / name)
+
+    def _check_digest(self, name: str, wanted: str) -> None:
+        received = _digest(self.dir / name)
+        if received != wanted:
+            raise DataError(
+                f"{self.dir / name} must have the SHA-256 {wanted}. Received: {received}. It was changed."
+            )
+
+    def _check_shards(self) -> None:
+        """Hold each shard against its digest, once, since to read all of them may take a while."""
+        if self._are_checked:
+            return
+        shards = self.manifest["shards"]
+        digests = [shard["sha256"] for shard in shards.values()]
+        with ThreadPoolExecutor() as pool:
+            checked = pool.map(self._check_digest, shards, digests)
+            list(tqdm(checked, "check shards", len(shards), unit="shard", leave=False, disable=None))
+        self._are_checked = True
+
     def _batches(self, seed: int, epoch: int) -> tf.data.Dataset:
         import tensorflow as tf
 
+        self._check_shards()
         generator = np.random.default_rng([seed, epoch])
         ordered: bool = self.manifest["ordered"]
         names = np.array(list(self.manifest["shards"]))
@@ -147,10 +179,8 @@ class Writer:
         for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
             name = f"train-{number:05d}-of-{self.num_shards:05d}{suffix}"
             self._write_shard(folder / name, {key: array[start:end] for key, array in dataset.train.items()})
-            with (folder / name).open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
             size = (folder / name).stat().st_size
-            shards[name] = {"rows": end - start, "bytes": size, "sha256": digest}
+            shards[name] = {"rows": end - start, "bytes": size, "sha256": _digest(folder / name)}
             yield end - start
         _save(folder / HEAD, {key: array[:NUM_HEAD] for key, array in dataset.train.items()})
         _save(folder / TEST, dataset.test)
@@ -166,6 +196,7 @@ class Writer:
             "compression": self.compression,
             "ordered": dataset.ordered,
             "metadata": dict(dataset.metadata),
+            "files": {name: _digest(folder / name) for name in (HEAD, TEST)},
             "shards": shards,
         }
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
@@ -188,6 +219,6 @@ def _save(path: Path, arrays: Mapping[str, Any]) -> None:
     np.savez(path, **arrays)
 
 
-def _read(path: Path) -> Arrays:
-    with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -92,6 +92,8 @@ def read(
     bound_train = binding.bind(Train, sections["train"], "train.", problems)
     own_best = binding.bind(Best, sections["best"], "best.", problems)
     values = {**sections["data"], **data}
+    if "download" in values and not {"download", "url"} & data.keys():
+        values["download"] = False  # From where, and to where, the run would say.
     if "_target_" not in data:
         problems += _untrusted(values, [*TRUSTED, *trust])
     if problems:

@@ -310,7 +310,11 @@ class Training:
         """
         dataset = self.dataset
         if dataset.stream is not None:
-            feed: Any = tf.data.IteratorSpec(dataset.stream.batches(self.seed, 1).element_spec)
+            try:
+                batches = dataset.stream.batches(self.seed, 1)
+            except (ValueError, OSError) as error:
+                raise ConfigError([str(error)]) from error
+            feed: Any = tf.data.IteratorSpec(batches.element_spec)
         else:
             feed = tf.TensorSpec([dataset.num_train // dataset.batch_size, dataset.batch_size], tf.int32)
         count = tf.TensorSpec([], tf.int32)

@@ -404,6 +404,15 @@ class TestHostile:
             run_evaluate(run)
         assert not (tmp_path / "target").exists()
 
+    def test_data_that_would_be_downloaded(self, run: Path, tmp_path: Path) -> None:
+        mnist = {"_target_": "data.mnist.Mnist", "dir": str(tmp_path / "new"), "url": "http://127.0.0.1:9/"}
+        rewrite(run / "run.json", lambda facts: facts["config"].update(data=mnist | {"download": True}))
+        with pytest.raises(ConfigError, match="data.download is false"):
+            run_evaluate(run)
+        assert not (tmp_path / "new").exists()
+        with pytest.raises(ConfigError, match="downloading http://127.0.0.1:9/train.* failed"):
+            run_evaluate(run, data={"download": True})
+
     def test_a_keras_file_that_unpacks_to_far_more(self, run: Path) -> None:
         export = self.export(run, "keras")
         with zipfile.ZipFile(export / "model.keras", "a", zipfile.ZIP_DEFLATED) as archive:

@@ -127,12 +127,19 @@ class TestDownload:
             (gzip.compress(b"not MNIST"), "its MD5, unpacked, must be .* Received: .*data=digits"),
             (b"\x1f\x8bgarbage", "must be a whole gzip file"),
             (None, "failed: HTTP Error 404.*data=digits"),
+            (bytes(1_000_001), "failed: it has more than 1,000,000 bytes"),
         ],
     )
     def test_a_bad_download_leaves_nothing_behind(
-        self, served: tuple[str, Path], tmp_path: Path, content: bytes | None, message: str
+        self,
+        served: tuple[str, Path],
+        tmp_path: Path,
+        content: bytes | None,
+        message: str,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         url, folder = served
+        monkeypatch.setattr(mnist, "MAX_DOWNLOAD_BYTES", 1_000_000)
         if content is not None:
             for name in FILES:
                 (folder / f"{name}.gz").write_bytes(content)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 from data.base import DataError, Dataset
-from data.tfrecord import MANIFEST, TFRecord, Writer
+from data.tfrecord import HEAD, MANIFEST, TEST, TFRecord, Writer
 from models.base import ArraySpec
 from pipeline import config, training
 from pipeline.binding import ConfigError
@@ -144,16 +146,45 @@ def test_what_is_wrong_with_shards_is_said(make: Make, tmp_path: Path) -> None:
         source.load()
 
 
-def test_a_damaged_shard_stops_the_training(make: Make, tmp_path: Path) -> None:
-    source = make(DENSE.load())
-    for shard in tmp_path.glob("train-*"):
+def flip_shards(folder: Path) -> None:
+    for shard in folder.glob("train-*"):
         content = bytearray(shard.read_bytes())
         content[len(content) // 2] ^= 1
         shard.write_bytes(content)
+
+
+def test_changed_shards_are_refused_before_the_training(make: Make, tmp_path: Path) -> None:
+    source = make(DENSE.load())
+    first, second, *_ = sorted(tmp_path.glob("train-*"))
+    assert first.stat().st_size == second.stat().st_size
+    shutil.copy(first, second)
     trained = prepare(tmp_path / "run", DENSE, dataset=source.load())
+    with pytest.raises(ConfigError, match=f"{second} must have the SHA-256 .* It was changed"):
+        trained.fit()
+    assert not RunDirectory(tmp_path / "run").log.exists()
+
+
+def test_a_shard_that_is_damaged_meanwhile_stops_the_training(make: Make, tmp_path: Path) -> None:
+    dataset = make(DENSE.load()).load()
+    read(dataset)
+    flip_shards(tmp_path)
+    trained = prepare(tmp_path / "run", DENSE, dataset=dataset)
     with pytest.raises(ConfigError, match="The shards of the training data must be whole"):
         trained.fit()
     assert len(RunDirectory(tmp_path / "run").read_rows()) == 1
+
+
+@pytest.mark.parametrize("name", [HEAD, TEST])
+def test_changed_arrays_are_refused(name: str, make: Make, tmp_path: Path) -> None:
+    source = make(DENSE.load())
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(DataError, match=f"{name} must have the SHA-256 .* It was changed"):
+        source.load()
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    manifest["files"][name] = hashlib.sha256(b"PK").hexdigest()
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=f"{name} must be an .npz archive of plain arrays"):
+        source.load()
 
 
 def test_values_that_the_model_does_not_take_are_found_in_the_manifest(make: Make) -> None:
