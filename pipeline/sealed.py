@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,10 @@ def unseal(text: str) -> dict[str, Any]:
     Raises:
         ValueError: It holds none, or not the one that was sealed.
     """
-    facts = json.loads(text)
+    try:
+        facts = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     if not isinstance(facts, dict):
         raise ValueError("it is no JSON object")
     if facts.pop(SEAL, None) != _digest(facts):
@@ -54,14 +57,20 @@ def problems(directory: Path, files: Mapping[str, str]) -> list[str]:
         directory: No file outside of it is opened.
         files: Digests, as `digests` gives them.
     """
-    root = directory.resolve()
-    found = []
+    found: list[str] = []
     for name, expected in files.items():
-        path = directory / name
-        if not path.resolve().is_relative_to(root):
-            found.append(f"{path} must be inside of {directory}. It leads to {path.resolve()}.")
-        elif not path.is_file():
-            found.append(f"{path} must be there. It is missing.")
-        elif (received := digest(path)) != expected:
-            found.append(f"{path} must have the SHA-256 {expected}. Received: {received}. It was changed.")
+        try:
+            found += _problem(directory, name, expected)
+        except (OSError, ValueError) as error:  # The name, too, may be anything.
+            found.append(f"{directory} must hold {name!r}. Reading it failed: {error}.")
     return found
+
+
+def _problem(directory: Path, name: str, expected: str) -> Iterator[str]:
+    path = directory / name
+    if not path.resolve().is_relative_to(directory.resolve()):
+        yield f"{path} must be inside of {directory}. It leads to {path.resolve()}."
+    elif not path.is_file():
+        yield f"{path} must be there. It is missing."
+    elif (received := digest(path)) != expected:
+        yield f"{path} must have the SHA-256 {expected}. Received: {received}. It was changed."

@@ -404,6 +404,12 @@ class TestHostile:
             run_evaluate(run)
         assert not (tmp_path / "target").exists()
 
+    @pytest.mark.parametrize("section", ["data", "verify", "best", "train"])
+    def test_sections_that_are_none(self, section: str, run: Path) -> None:
+        rewrite(run / "run.json", lambda facts: facts["config"].update({section: 3}))
+        with pytest.raises(ConfigError, match=f"must hold config.{section}. It does not: it is damaged"):
+            run_evaluate(run)
+
     def test_data_that_would_be_downloaded(self, run: Path, tmp_path: Path) -> None:
         mnist = {"_target_": "data.mnist.Mnist", "dir": str(tmp_path / "new"), "url": "http://127.0.0.1:9/"}
         rewrite(run / "run.json", lambda facts: facts["config"].update(data=mnist | {"download": True}))

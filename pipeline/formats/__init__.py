@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import sealed
 from pipeline.binding import ConfigError
 from pipeline.evaluation import SESSION_GRAPH, Signature, predicting, scored
-from pipeline.formats.base import Format, Manifest, Source, read_manifest, write_manifest
+from pipeline.formats.base import MANIFEST, Format, Manifest, Source, read_manifest, write_manifest
 
 if TYPE_CHECKING:
     from pipeline.checkpoints import Graph
@@ -54,12 +54,27 @@ def open(directory: Path, epoch: int) -> tuple[Manifest, Mapping[str, Signature]
     """Open an export once its files are found to be those that were written; return its signatures.
 
     Raises:
-        ConfigError: With each file that is missing or changed; or it cannot be opened.
+        ConfigError: With each file that is missing, changed or foreign; or it cannot be opened.
     """
     manifest = read_manifest(directory)
-    if problems := sealed.problems(directory, manifest.files):
+    problems = [*sealed.problems(directory, manifest.files), *_foreign(directory, manifest)]
+    if problems:
         raise ConfigError(problems)
     return manifest, load(manifest.format).open(directory, epoch)
+
+
+def _foreign(directory: Path, manifest: Manifest) -> Iterator[str]:
+    """Yield what is wrong with the files that were not written, but would be opened as if they had been.
+
+    Others may put theirs into `assets.extra`, such as TensorFlow Serving's requests to warm up with.
+    """
+    facts = load(manifest.format).TRAITS.facts
+    expected = {Path(name) for name in manifest.files} | {Path(facts) / name for name in (MANIFEST, RECEIPT)}
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory)
+        is_hidden = any(part.startswith(".") for part in name.parts)
+        if not path.is_dir() and name not in expected and name.parts[0] != "assets.extra" and not is_hidden:
+            yield f"{path} must not be there. The export was written without it. Remove it."
 
 
 def _write(source: Source, name: str, directory: Path) -> None:

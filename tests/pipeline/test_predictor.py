@@ -103,6 +103,16 @@ def test_what_has_changed_since_it_was_proven_is_refused(export: Path) -> None:
         assert "predict_features.onnx must have the SHA-256" in changed
 
 
+def test_what_was_put_beside_it_is_refused(export: Path) -> None:
+    (export / ".nfs0001").touch()
+    (export / "assets.extra").mkdir()
+    (export / "assets.extra" / "tf_serving_warmup_requests").touch()
+    predictor.open(export)
+    shutil.copy(export / "predict_features.onnx", export / "foreign.onnx")
+    with pytest.raises(ConfigError, match="foreign.onnx must not be there. .* Remove it"):
+        predictor.open(export)
+
+
 def test_an_epoch_of_several_can_be_chosen(finished: Finished) -> None:
     path = finished.of(DENSE)[0] / "export" / "checkpoint"
     assert predictor.open(path, epoch=3).epoch == 3

@@ -300,6 +300,8 @@ def test_seals() -> None:
     for broken in (text.replace("1.5", "1.6"), text.replace("sha256", "sha255"), "{}", "[]", "3"):
         with pytest.raises(ValueError, match="broken|no JSON object"):
             sealed.unseal(broken)
+    with pytest.raises(ValueError, match="it is nested too deeply"):
+        sealed.unseal("[" * 200_000)
 
 
 def test_no_file_outside_is_opened(tmp_path: Path) -> None:
@@ -308,6 +310,12 @@ def test_no_file_outside_is_opened(tmp_path: Path) -> None:
     for name in ("../secret", "/etc/passwd", "link"):
         (problem,) = sealed.problems(tmp_path / "export", {name: "0"})
         assert f"must be inside of {tmp_path / 'export'}" in problem
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "a" * 300])
+def test_a_name_that_is_none_is_a_problem(name: str, tmp_path: Path) -> None:
+    (problem,) = sealed.problems(tmp_path, {name: "0"})
+    assert problem.startswith(f"{tmp_path} must hold {name!r}. Reading it failed: ")
 
 
 class TestRecordedOverrides:
