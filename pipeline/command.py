@@ -241,6 +241,16 @@ def stop_signals() -> Iterator[list[int]]:
         restore()
 
 
+def stop_if(received: Sequence[int]) -> None:
+    """Raise what stops the command if a signal was received; see `stop_signals`.
+
+    Raises:
+        StopRequested: One was.
+    """
+    if received:
+        raise StopRequested(received[0])
+
+
 def override(key: str, value: object) -> str:
     """Return an override for a command line of Hydra's, the value quoted if its grammar needs that."""
     text = str(value)

@@ -5,6 +5,7 @@ It works from the run directory and the data, without the model's code.
 
 from __future__ import annotations
 
+import functools
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,12 +92,13 @@ def export(request: Request) -> int:
         from pipeline import exporting
 
         source = exporting.source(past.run, request.rows, request.export, dataset, past.verify)
-        exporting.rehearse(source)
+        stop = functools.partial(command.stop_if, received)
+        exporting.rehearse(source, stop)
         exporting.record_answers(past.run, request.rows)
-        exporting.export(source)
+        exporting.export(source, stop)
+        stop()
         code = command.in_fresh_process("pipeline.evaluate", request.verification, received)
-        if received:
-            raise command.StopRequested(received[0])
+        stop()
     exporting.log.info("evaluate again:  python -m pipeline.evaluate %s", shlex.join(request.verification))
     return code
 

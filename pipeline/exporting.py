@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +26,14 @@ NUM_CALIBRATION = 8
 log = logging.getLogger("pipeline")
 
 
-def rehearse(source: Source) -> None:
+def rehearse(source: Source, before_each: Callable[[], None] = lambda: None) -> None:
     """Write, open and run the untrained model in each format that is not the run's own graph.
 
     What a format cannot hold is said, before any training.
+
+    Args:
+        source: What is exported.
+        before_each: Called before each format; it may raise.
 
     Raises:
         ConfigError: With every format that cannot be verified, and why.
@@ -37,6 +41,7 @@ def rehearse(source: Source) -> None:
     problems: list[str] = []
     made = [name for name in source.options.chosen if not formats.load(name).TRAITS.copied]
     for name in tqdm(made, desc="rehearse exports", unit="format", disable=None, leave=False):
+        before_each()
         try:
             left_out = formats.rehearse(replace(source, rows=[]), name)
         except ConfigError as error:
@@ -48,10 +53,11 @@ def rehearse(source: Source) -> None:
         raise ConfigError(problems)
 
 
-def export(source: Source) -> None:
-    """Export the epochs of a source in each chosen format."""
+def export(source: Source, before_each: Callable[[], None] = lambda: None) -> None:
+    """Export the epochs of a source in each chosen format; `before_each` as in `rehearse`."""
     numbers = ", ".join(map(str, source.numbers))
     for name in tqdm(source.options.chosen, desc="export", unit="format", disable=None, leave=False):
+        before_each()
         directory = formats.export(source, name)
         log.info("exported epoch%s %s: %s", "s" if len(source.numbers) > 1 else "", numbers, directory)
 

@@ -40,6 +40,14 @@ def locked(directory: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def turn(path: Path) -> Iterator[None]:
+    """Wait for the turn to change a file that others change, too, and keep it meanwhile."""
+    with path.with_name(f".{path.name}.lock").open("a") as file:
+        _flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def check_free(directory: Path) -> None:
     """Check that no process holds the lock of a directory now.
 
@@ -56,7 +64,7 @@ def check_free(directory: Path) -> None:
 
 def _lock(directory: Path, file: TextIO) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        reason = _flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
         raise ConfigError(
@@ -65,10 +73,19 @@ def _lock(directory: Path, file: TextIO) -> None:
                 f"{_holder(file.read())}. Wait for it, or choose another directory."
             ]
         ) from None
+    if reason is not None:
+        log.warning("%s cannot be locked: %s. Do not start another process on it.", directory, reason)
+
+
+def _flock(file: TextIO, operation: int) -> str | None:
+    """Lock a file; return why its file system cannot, if it cannot."""
+    try:
+        fcntl.flock(file, operation)
     except OSError as error:
         if error.errno not in NOT_SUPPORTED:
             raise
-        log.warning("%s cannot be locked: %s. Do not start another process on it.", directory, error.strerror)
+        return error.strerror
+    return None
 
 
 def _holder(text: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import formats, sealed
+from pipeline import formats, lock, sealed
 from pipeline.formats.base import FACTS, read_manifest
 from pipeline.run import RunDirectory, write_text
 
@@ -38,6 +38,13 @@ def write(
         epochs: What was found of checkpoints.
         exports: What was found of exports.
     """
+    with lock.turn(run.verification):
+        return _write(run, num_epochs, epochs, exports)
+
+
+def _write(
+    run: RunDirectory, num_epochs: int, epochs: Sequence[Verified], exports: Sequence[Verified]
+) -> Receipt:
     rows, receipts = _read(run, num_epochs)
     for verified in epochs:
         rows[verified.epoch] = verified.as_json()

@@ -45,8 +45,8 @@ def check(cfg: DictConfig) -> Request:
     """
     values = composition.plain_values(cfg)
     problems: list[str] = []
-    source, _ = binding.construct(values.pop("data"), "data", problems) or (None, None)
-    writer, _ = binding.construct(values.pop("writer"), "writer", problems) or (None, None)
+    source, _ = binding.construct(values.pop("data"), "data", problems)
+    writer, _ = binding.construct(values.pop("writer"), "writer", problems)
     bound = binding.bind(_Sections, values, "", problems)
     if bound.get("dir") and bound["dir"].exists():
         problems.append(f"dir must not be there yet. Received: {bound['dir']}.")

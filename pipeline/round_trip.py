@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import shlex
 import time
@@ -63,9 +64,9 @@ def round_trip(settings: config.Settings, on_epoch: OnEpoch | None = None) -> co
         trusted = [type(settings.data).__module__.partition(".")[0], *settings.trust]
         if trusted != [*recorded.TRUSTED]:
             arguments.append(f"trust=[{','.join(trusted)}]")
+        _stop_if_told(run, settings, received)
         code = command.in_fresh_process("pipeline.evaluate", arguments, received)
-        if received:
-            raise command.StopRequested(received[0])
+        command.stop_if(received)
     log.info("evaluate again:  python -m pipeline.evaluate %s", shlex.join(arguments))
     log.info("see the curves:  tensorboard --logdir %s", shlex.quote(str(run.tensorboard)))
     return _result(settings, run, rows, code)
@@ -127,16 +128,15 @@ def train_and_export(
         overrides=HydraConfig.get().overrides.task,
         stopped=lambda: bool(received),
     )
-    exporting.rehearse(exporting.source(run, [], settings.export, dataset, settings.verify))
+    stop = functools.partial(_stop_if_told, run, settings, received)
+    exporting.rehearse(exporting.source(run, [], settings.export, dataset, settings.verify), stop)
     started, before = time.perf_counter(), progress.rows[-1].epoch if progress.rows else 0
     finished = prepared.fit(progress, on_epoch)
     rows = run.read_rows()
     seconds, trained = time.perf_counter() - started, rows[-1].epoch - before
     of_all = f" of {rows[-1].epoch}" if before else ""
     log.info("trained %d epochs%s in %.1f s: %s", trained, of_all, seconds, run.path)
-    if received and settings.train.on_interrupt == "stop":
-        log.info("go on with:  python -m pipeline %s", command.override(resume.KEY, run.path))
-        raise command.StopRequested(received[0])
+    stop()
     if not finished and not received:
         return False
     wanted = settings.epoch if finished else "last"
@@ -145,5 +145,17 @@ def train_and_export(
         if not run.answers(row.epoch).exists():  # Exports that were written before are held to them.
             prepared.record_answers(row)
     left = resume.unexported(run, chosen, settings.export)
-    exporting.export(exporting.source(run, chosen, left, dataset, settings.verify))
+    exporting.export(exporting.source(run, chosen, left, dataset, settings.verify), stop)
     return True
+
+
+def _stop_if_told(run: RunDirectory, settings: config.Settings, received: Sequence[int]) -> None:
+    """Stop at a signal, where the configuration says so, and say how to go on.
+
+    Raises:
+        StopRequested: A signal was received.
+    """
+    if received and settings.train.on_interrupt == "stop":
+        if run.read_lines():
+            log.info("go on with:  python -m pipeline %s", command.override(resume.KEY, run.path))
+        command.stop_if(received)

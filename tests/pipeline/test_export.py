@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from pipeline import command as commands
-from pipeline import exporting
+from pipeline import exporting, formats
 from pipeline.binding import ConfigError
 from pipeline.export import Request, check, export
 from pipeline.run import RunDirectory
@@ -96,6 +96,20 @@ def test_a_signal_stops_it_in_good_order(gru_run: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(commands, "in_fresh_process", receive)
     with pytest.raises(commands.StopRequested, match="stopped by SIGTERM"):
         export(checked(gru_run))
+
+
+def test_a_signal_is_noticed_between_two_formats(gru_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rehearsed: list[str] = []
+
+    def rehearse(source: object, name: str) -> dict[str, str]:
+        rehearsed.append(name)
+        signal.raise_signal(signal.SIGTERM)
+        return {}
+
+    monkeypatch.setattr(formats, "rehearse", rehearse)
+    with pytest.raises(commands.StopRequested, match="stopped by SIGTERM"):
+        export(checked(gru_run, export={"formats": {"keras": True, "onnx": True}}))
+    assert rehearsed == ["keras"]
 
 
 def test_state_is_calibrated_from_its_beginning_on(finished: Finished) -> None:

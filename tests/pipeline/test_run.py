@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline import sealed
+from pipeline import lock, sealed
 from pipeline.binding import ConfigError
 from pipeline.run import Row, RunDirectory, staged, write_text
 
@@ -82,9 +83,27 @@ def test_a_file_system_without_locks(
     monkeypatch.setattr("fcntl.flock", refuse(errno.ENOLCK))
     with run.claimed():
         assert f"{run.path} cannot be locked: No locks available" in caplog.text
+    with lock.turn(run.verification):
+        pass
     monkeypatch.setattr("fcntl.flock", refuse(errno.EIO))
     with pytest.raises(OSError, match="Input/output"), run.claimed():
         pass
+
+
+def test_who_changes_the_same_file_waits_for_a_turn(run: RunDirectory) -> None:
+    order = []
+
+    def change() -> None:
+        with lock.turn(run.verification):
+            order.append("second")
+
+    other = threading.Thread(target=change)
+    with lock.turn(run.verification):
+        other.start()
+        other.join(0.2)
+        order.append("first")
+    other.join()
+    assert order == ["first", "second"]
 
 
 def test_what_a_run_left_that_logged_no_epoch_is_removed(run: RunDirectory) -> None:
