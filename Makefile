@@ -21,7 +21,7 @@ run: $(READY)  ## the main job: train, export, restore in a fresh process, compa
 
 test: $(READY)  ## the tests, with their coverage
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -m "not slow" $(ARGS)
+	$(BIN)/coverage run -m pytest -m "not slow" -n 2 --dist worksteal $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report $(if $(ARGS),--fail-under=0)
 
