@@ -322,7 +322,7 @@ def _facts(finished: _Finished) -> Iterator[Element]:
     facts = finished.facts
     config, data, model = facts["config"], facts["data"], facts.get("model", {})
     yield element("h2", "What was run")
-    yield page.command("pipeline", *facts["overrides"])
+    yield page.command("pipeline", *map(str, facts["overrides"]))
     said = {
         "Model": f"{config.get('model', {}).get('_target_', page.MISSING)}, "
         f"{page.number(model.get('parameters'), ',')} parameters",
