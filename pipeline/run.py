@@ -130,10 +130,11 @@ class RunDirectory:
         """
         self._check_path("hydra.run.dir")
         if not self.read_lines() and (found := list(self._found())):
+            listed = ", ".join(found[:3]) + (f", {len(found) - 3} more" if len(found) > 3 else "")
             raise ConfigError(
                 [
                     f"hydra.run.dir must be new, or hold a run that can go on. {self.path} holds "
-                    f"{', '.join(found)} and no log of it; it is left as it was. Choose another directory."
+                    f"{listed} and no log of it; it is left as it was. Choose another directory."
                 ]
             )
         lock.check_free(self.path)

@@ -151,11 +151,16 @@ def test_what_has_lost_its_log_is_left_as_it_is(run: RunDirectory, name: str, te
     run.log.unlink()
     if text is not None:
         run.log.write_text(text)
-    (run.path / name).mkdir()
-    message = f"{run.path} holds {name} and no log of it; it is left as it was"
+    for path in (name, "checkpoints/z1", "checkpoints/z2"):
+        (run.path / path).mkdir()
+    found = sorted([name, "checkpoints/z1", "checkpoints/z2"])
+    message = f"{run.path} holds {', '.join(found)} and no log of it; it is left as it was"
     with pytest.raises(ConfigError, match=message), run.claimed():
         pass
     assert (run.path / name).exists()
+    (run.path / "checkpoints" / "z3").touch()
+    with pytest.raises(ConfigError, match="checkpoints/z., 1 more and no log of it"):
+        run.check_usable()
 
 
 def test_to_look_leaves_no_lock(run: RunDirectory) -> None:
