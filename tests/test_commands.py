@@ -92,6 +92,7 @@ class TestMainJob:
         assert sorted(path.name for path in run.iterdir()) == [
             ".hydra",
             ".lock",
+            ".verification.json.lock",
             "checkpoints",
             "export",
             "metrics.jsonl",

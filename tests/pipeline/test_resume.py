@@ -265,6 +265,9 @@ class TestDamage:
         row = dataclasses.replace(run.read_rows()[2], files={"../../etc/passwd": "0"})
         with pytest.raises(ConfigError, match="The row of epoch 2 must have digests of its checkpoint"):
             run.check_row(row)
+        line = json.dumps(sealed.seal(dataclasses.asdict(row) | {"files": 3}))
+        with pytest.raises(ConfigError, match="Line 3 of .* Received: digests 3"):
+            run.parse_row(2, line)
 
 
 def flip(path: Path) -> None:
