@@ -381,11 +381,14 @@ def test_where_a_run_goes_on(command: Command, tmp_path: Path) -> None:
     resumed = command("pipeline", "train.resume=../run", cwd=tmp_path / "elsewhere")
     assert "nothing is left to do" in resumed.stderr
     # What is missing is made again, and no more.
+    answers = tmp_path / "run" / "checkpoints" / "answers-0001.npz"
+    recorded = answers.stat()
     (export,) = (tmp_path / "run" / "export" / "saved_model").iterdir()
     (export / "assets.extra" / "manifest.json").write_text("{}")
     (tmp_path / "run" / "verification.json").unlink()
     completed = command("pipeline", "train.resume=run")
     assert "verdict: match" in completed.stdout
+    assert answers.stat().st_ino == recorded.st_ino  # Other exports are held to them.
     assert len(list((tmp_path / "run" / "export" / "saved_model").iterdir())) == 2
     assert len(list((tmp_path / "run" / "export" / "checkpoint").iterdir())) == 1
     rewrite(tmp_path / "run" / "verification.json", lambda receipt: receipt.update(exports=[]))
