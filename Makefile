@@ -42,7 +42,7 @@ bench: $(READY)  ## the speed of training, evaluation and prediction; ROWS=gru f
 
 lock:  ## resolve the dependencies anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-		--upgrade --extra digits --extra onnx --extra tflite --extra sweep --extra dev --output-file requirements.lock pyproject.toml
+		--upgrade --extra digits --extra onnx --extra tflite --extra sweep --extra report --extra dev --output-file requirements.lock pyproject.toml
 	echo 'setuptools>=77' | uv pip compile --quiet --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-annotate --upgrade \
 		--output-file requirements-build.lock -
