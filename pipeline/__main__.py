@@ -1,6 +1,7 @@
 """`python -m pipeline`: the main job, once or in a sweep."""
 
-from pipeline import command, resume
+from pipeline import resume
+from pipeline.cli import command
 from pipeline.round_trip import check, round_trip
 
 if __name__ == "__main__":

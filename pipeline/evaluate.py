@@ -16,15 +16,22 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from pipeline import binding, command, composition, config, epochs, operations, recorded, runtime
-from pipeline.binding import ConfigError
+from pipeline import runtime
+from pipeline.cli import command, composition
+from pipeline.config import binding
+from pipeline.config.dataset_checks import load
+from pipeline.config.formats import FORMATS
+from pipeline.errors import ConfigError, unknown
+from pipeline.graphs import allowed_operations
 from pipeline.ledger import FINISHED, Ledger
-from pipeline.recorded import Recorded
-from pipeline.run import Row
+from pipeline.runs import past_run
+from pipeline.runs.log import Row
+from pipeline.runs.past_run import Recorded
+from pipeline.runs.policy import select_rows
 
 if TYPE_CHECKING:
     from data.base import Dataset
-    from pipeline.verification import Verified
+    from pipeline.verification.comparison import Verified
 
 
 @dataclass(frozen=True)
@@ -103,18 +110,18 @@ def check(cfg: DictConfig) -> Batch:
 
 
 def _request(values: _Sections, run_dir: Path, trial: int | None = None) -> Request:
-    verify = recorded.given(values.verify)
-    past = recorded.read(run_dir, data=values.data, verify=verify, trust=values.trust)
-    exports = {name: path for name in config.FORMATS if (path := past.run.newest_export(name))}
+    verify = past_run.given(values.verify)
+    past = past_run.read(run_dir, data=values.data, verify=verify, trust=values.trust)
+    exports = {name: path for name in FORMATS if (path := past.run.newest_export(name))}
     wanted = values.format if isinstance(values.format, list) else [values.format]
     if values.format is not None:
         written = ["checkpoint", *(name for name in exports if name != "checkpoint")]
         if unwritten := [name for name in wanted if name not in written]:
-            raise ConfigError([binding.unknown("format", ", ".join(map(str, unwritten)), written)])
+            raise ConfigError([unknown("format", ", ".join(map(str, unwritten)), written)])
         exports = {name: path for name, path in exports.items() if name in wanted}
     rows = []
     if values.format is None or "checkpoint" in wanted:
-        rows = epochs.select(past.rows, values.epochs, past.best, past.kept)
+        rows = select_rows(past.rows, values.epochs, past.best, past.kept)
     return Request(past, rows, exports, trial)
 
 
@@ -157,7 +164,7 @@ def _dataset(past: Recorded, known: dict[str, Dataset]) -> Dataset:
     """
     wanted = past.facts["data"]["fingerprint"]
     if wanted not in known:
-        dataset = config.load(past.source)
+        dataset = load(past.source)
         if dataset.fingerprint() != wanted:
             raise ConfigError(
                 [
@@ -173,11 +180,13 @@ def _restore(request: Request, dataset: Dataset) -> tuple[list[tuple[str, Verifi
     """Restore a run and write its receipts; return what was found, by label, and where the receipt is."""
     past, run = request.recorded, request.recorded.run
     runtime.start_tensorflow(seed=past.seed, deterministic=past.deterministic)
-    from pipeline import receipts, report, verification
+    from pipeline import report
+    from pipeline.verification import receipt as receipts
+    from pipeline.verification import verifier
 
-    with operations.trusting(past.trust):
-        rows = verification.verify_checkpoints(run, request.rows, dataset, past.verify)
-        exports = verification.verify_exports(run, request.exports, past.rows, dataset, past.verify)
+    with allowed_operations.trusting(past.trust):
+        rows = verifier.verify_checkpoints(run, request.rows, dataset, past.verify)
+        exports = verifier.verify_exports(run, request.exports, past.rows, dataset, past.verify)
     receipt = receipts.write(run, len(past.rows), rows, exports)
     report.write(run)
     labelled = [(str(row.epoch), row) for row in rows] + [(row.label, row) for row in exports]
@@ -190,11 +199,11 @@ def _restore(request: Request, dataset: Dataset) -> tuple[list[tuple[str, Verifi
 
 
 def _print_tables(labelled: Sequence[tuple[str, Verified]], *, is_sweep: bool) -> None:
-    from pipeline import receipts
+    from pipeline.verification import tables
 
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-    print(receipts.metrics_table(labelled, columns=columns, heading="trial/epoch" if is_sweep else "epoch"))
-    parity = receipts.parity_table(labelled, columns=columns)
+    print(tables.metrics_table(labelled, columns=columns, heading="trial/epoch" if is_sweep else "epoch"))
+    parity = tables.parity_table(labelled, columns=columns)
     if parity:
         print(f"\n{parity}\n")
     for _, verified in labelled:

@@ -14,11 +14,19 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from pipeline import binding, command, composition, config, epochs, operations, recorded, runtime
-from pipeline.binding import ConfigError
-from pipeline.config import Export
-from pipeline.recorded import Recorded
-from pipeline.run import Row
+from pipeline import runtime
+from pipeline.cli import command, composition
+from pipeline.cli.quoting import override
+from pipeline.cli.stop import stop_if, stop_signals
+from pipeline.config import binding, checks
+from pipeline.config.dataset_checks import load
+from pipeline.config.schema import Export
+from pipeline.errors import ConfigError
+from pipeline.graphs import allowed_operations
+from pipeline.runs import past_run
+from pipeline.runs.log import Row
+from pipeline.runs.past_run import Recorded
+from pipeline.runs.policy import select_rows
 
 
 @dataclass(frozen=True)
@@ -60,39 +68,39 @@ def check(cfg: DictConfig) -> Request:
     if problems:
         raise ConfigError(problems)
     values = _Sections(**bound)
-    verify = recorded.given(values.verify)
-    past = recorded.read(
+    verify = past_run.given(values.verify)
+    past = past_run.read(
         values.run_dir,
         data=values.data,
         verify=verify,
-        best=recorded.given(values.best),
+        best=past_run.given(values.best),
         trust=values.trust,
     )
-    problems += config.check_export(values.export, past.verify)
-    problems += config.check_epochs(values.epoch, values.export)
+    problems += checks.check_export(values.export, past.verify)
+    problems += checks.check_epochs(values.epoch, values.export)
     if problems:
         raise ConfigError(problems)
     arguments = [
-        command.override("run_dir", past.run.path),
+        override("run_dir", past.run.path),
         f"format=[{','.join(values.export.chosen)}]",
-        *(command.override(f"verify.{key}", value) for key, value in verify.items()),
-        *(command.override(f"+data.{key}", value) for key, value in values.data.items()),
+        *(override(f"verify.{key}", value) for key, value in verify.items()),
+        *(override(f"+data.{key}", value) for key, value in values.data.items()),
         *([f"trust=[{','.join(values.trust)}]"] if values.trust else []),
     ]
-    rows = epochs.select(past.rows, values.epoch, past.best, past.kept)
+    rows = select_rows(past.rows, values.epoch, past.best, past.kept)
     return Request(past, rows, values.export, arguments)
 
 
 def export(request: Request) -> int:
     """Export, and verify in a fresh process; return the exit code."""
     past = request.recorded
-    dataset = config.load(past.source)
-    with command.stop_signals() as received, operations.trusting(past.trust):
+    dataset = load(past.source)
+    with stop_signals() as received, allowed_operations.trusting(past.trust):
         runtime.start_tensorflow(seed=past.seed, deterministic=past.deterministic)
-        from pipeline import exporting
+        from pipeline.formats import exporting
 
         source = exporting.source(past.run, request.rows, request.export, dataset, past.verify)
-        stop = functools.partial(command.stop_if, received)
+        stop = functools.partial(stop_if, received)
         exporting.rehearse(source, stop)
         exporting.record_answers(past.run, request.rows)
         exporting.export(source, stop)

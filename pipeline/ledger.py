@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.binding import ConfigError
-from pipeline.run import write_text
+from pipeline.errors import ConfigError
+from pipeline.runs.files import write_text
 
 DONE, MISMATCH, PRUNED = "done", "mismatch", "pruned"
 FAILED, KILLED, TIMED_OUT, OUT_OF_MEMORY = "failed", "killed", "timed out", "out of memory"

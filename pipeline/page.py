@@ -15,7 +15,7 @@ from xml.etree.ElementTree import Element
 
 from pipeline import charts
 from pipeline.charts import element
-from pipeline.run import write_text
+from pipeline.runs.files import write_text
 
 MATCH = "match"
 MISMATCH = "mismatch"

@@ -21,9 +21,11 @@ from typing import Annotated, Any, BinaryIO
 import numpy as np
 from omegaconf import DictConfig
 
-from pipeline import binding, command, composition, predictor
-from pipeline.binding import ConfigError, unknown
-from pipeline.evaluation import Spec
+from pipeline import predictor
+from pipeline.cli import command, composition
+from pipeline.config import binding
+from pipeline.errors import ConfigError, unknown
+from pipeline.graphs.signatures import Spec
 from pipeline.predictor import DEFAULT, Predictor, RequestError
 
 log = logging.getLogger("pipeline")

@@ -17,10 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import formats, operations, receipts, runtime
-from pipeline.binding import ConfigError, first_line, unknown
-from pipeline.evaluation import Signature, Spec
+from pipeline import runtime
+from pipeline.errors import ConfigError, first_line, unknown
+from pipeline.formats import exports
 from pipeline.formats.base import Manifest, has_manifest, read_manifest
+from pipeline.graphs import allowed_operations
+from pipeline.graphs.signatures import Signature, Spec
+from pipeline.verification import receipt as receipts
 
 WITHOUT_TENSORFLOW = ("tflite", "onnx")
 DEFAULT = "serving_default"
@@ -122,8 +125,8 @@ def open(
         epoch = manifest.epochs[-1]
     if epoch not in manifest.epochs:
         raise ConfigError([unknown("epoch", epoch, manifest.epochs)])
-    with operations.trusting(trust):
-        _, signatures = formats.open(directory, epoch)
+    with allowed_operations.trusting(trust):
+        _, signatures = exports.open(directory, epoch)
     return Predictor(
         directory,
         manifest.format,

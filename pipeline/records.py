@@ -10,9 +10,12 @@ from typing import Any
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from pipeline import binding, command, composition, config, runtime
-from pipeline.binding import ConfigError
-from pipeline.run import staged
+from pipeline import runtime
+from pipeline.cli import command, composition
+from pipeline.config import binding
+from pipeline.config.dataset_checks import load
+from pipeline.errors import ConfigError
+from pipeline.runs.files import staged
 
 log = logging.getLogger("pipeline")
 
@@ -57,7 +60,7 @@ def check(cfg: DictConfig) -> Request:
 
 def write(request: Request) -> int:
     """Write the shards; return the exit code."""
-    dataset = config.load(request.source)
+    dataset = load(request.source)
     runtime.import_tensorflow()
     request.dir.parent.mkdir(parents=True, exist_ok=True)
     with (

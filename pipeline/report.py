@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element
 
-from pipeline import charts, command, page, sealed
+from pipeline import charts, page
 from pipeline.charts import Point, Series, element
-from pipeline.run import Row, RunDirectory
+from pipeline.cli.quoting import override
+from pipeline.runs import checksums
+from pipeline.runs.directory import RunDirectory
+from pipeline.runs.log import Row
 
 MAX_PROBLEMS = 20
 """Problems beyond which the others are folded."""
@@ -124,7 +127,7 @@ def write(run: RunDirectory) -> None:
 def _read(run: RunDirectory) -> _Finished:
     facts, log = run.read_facts(), run.read_rows()
     try:
-        receipt = sealed.unseal(run.verification.read_text())
+        receipt = checksums.unseal(run.verification.read_text())
         verdict, epochs = receipt["verdict"], {found["epoch"]: found for found in receipt["epochs"]}
         exports = [found for export in receipt.get("exports", []) for found in export["epochs"]]
         problems = [sentence for found in [*epochs.values(), *exports] for sentence in _problems(found)]
@@ -348,7 +351,7 @@ def _plain(value: Any) -> str:
 
 def _commands(finished: _Finished) -> Iterator[Element]:
     path = finished.run.path.absolute()
-    run_dir = command.override("run_dir", path)
+    run_dir = override("run_dir", path)
     yield element("h2", "How to use it")
     yield element("h3", "Verify it again, or export another epoch")
     yield page.command("pipeline.evaluate", run_dir)
@@ -357,7 +360,7 @@ def _commands(finished: _Finished) -> Iterator[Element]:
         directory = finished.run.newest_export(format)
         if directory:
             yield element("h3", format)
-            export_dir = command.override("export_dir", path / "export" / format)
+            export_dir = override("export_dir", path / "export" / format)
             yield page.command("pipeline.predict", export_dir)
             yield element("pre", snippet.format_map(_paths(finished, directory.absolute())), class_="command")
 

@@ -13,11 +13,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from pipeline import epochs, sealed
-from pipeline.binding import ConfigError
-from pipeline.config import Export, Settings
-from pipeline.epochs import Policy
-from pipeline.run import Row, RunDirectory
+from pipeline.config.schema import Export, Settings
+from pipeline.errors import ConfigError
+from pipeline.runs import checksums
+from pipeline.runs.directory import RunDirectory
+from pipeline.runs.log import Row
+from pipeline.runs.policy import Policy, select_rows
 
 KEY = "train.resume"
 MAY_DIFFER = (KEY, "train.epochs")
@@ -113,19 +114,19 @@ def unexported(run: RunDirectory, rows: Sequence[Row], export: Export) -> Export
             return False
         quantization = export.quantization if name == "tflite" else "none"
         is_asked_for = list(manifest.epochs) == wanted and manifest.quantization == quantization
-        return is_asked_for and not sealed.problems(newest, manifest.files)
+        return is_asked_for and not checksums.problems(newest, manifest.files)
 
     return replace(export, formats={name: not is_there(name) for name in export.chosen})
 
 
 def verdict(run: RunDirectory, settings: Settings, rows: Sequence[Row]) -> str | None:
     """Return the verdict of a run with nothing left to train, to export or to verify; `None` for others."""
-    from pipeline import receipts
+    from pipeline.verification import receipt as receipts
 
     policy = Policy(settings.train, settings.best, settings.epoch)
     if not rows or not policy.is_complete(rows):
         return None
-    chosen = epochs.select(rows, settings.epoch, settings.best, policy.kept(rows))
+    chosen = select_rows(rows, settings.epoch, settings.best, policy.kept(rows))
     if unexported(run, chosen, settings.export).chosen:
         return None
     kept = policy.kept(rows)

@@ -13,14 +13,23 @@ from typing import TYPE_CHECKING
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from pipeline import command, composition, config, epochs, operations, processes, recorded, resume, runtime
-from pipeline.epochs import Policy
-from pipeline.progress import Progress, find
-from pipeline.run import Row, RunDirectory
+from pipeline import resume, runtime
+from pipeline.cli import command, composition, processes
+from pipeline.cli.quoting import override
+from pipeline.cli.stop import stop_if, stop_signals
+from pipeline.config import checks
+from pipeline.config.dataset_checks import check_batch, load
+from pipeline.config.schema import PARAMETERS, Best, Settings, Sweep
+from pipeline.graphs import allowed_operations
+from pipeline.runs import past_run
+from pipeline.runs.directory import RunDirectory
+from pipeline.runs.log import Row
+from pipeline.runs.policy import Policy, select_rows
+from pipeline.runs.progress import Progress, find
 
 if TYPE_CHECKING:
     from data.base import Dataset
-    from pipeline.training import OnEpoch
+    from pipeline.training.loop import OnEpoch
 
 CODES = {"match": command.DONE, "mismatch": command.MISMATCH}
 """The exit code of each verdict."""
@@ -28,16 +37,16 @@ CODES = {"match": command.DONE, "mismatch": command.MISMATCH}
 log = logging.getLogger("pipeline")
 
 
-def check(cfg: DictConfig) -> config.Settings:
+def check(cfg: DictConfig) -> Settings:
     """Check the configuration, and, before Hydra writes to it, that the run can be in its directory."""
-    settings = config.check(composition.plain_values(cfg))
+    settings = checks.check(composition.plain_values(cfg))
     if "hydra" in cfg:
         HydraConfig.instance().set_config(cfg)
         resume.check(RunDirectory(Path(cfg.hydra.run.dir)), settings)
     return settings
 
 
-def round_trip(settings: config.Settings, on_epoch: OnEpoch | None = None) -> command.Result:
+def round_trip(settings: Settings, on_epoch: OnEpoch | None = None) -> command.Result:
     """Run the whole round trip.
 
     Args:
@@ -47,33 +56,33 @@ def round_trip(settings: config.Settings, on_epoch: OnEpoch | None = None) -> co
     """
     run = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
     resume.check(run, settings)
-    with command.stop_signals() as received, operations.trusting(settings.trust), run.claimed():
+    with stop_signals() as received, allowed_operations.trusting(settings.trust), run.claimed():
         progress = find(run)
         verdict = resume.verdict(run, settings, progress.rows)
         if verdict is not None:
             log.info("nothing is left to do: %s, verdict: %s", run.path, verdict)
             return _result(settings, run, progress.rows, CODES[verdict])
         processes.start_server()  # Its imports are done when the training is.
-        dataset = config.load(settings.data)
-        config.check_batch(settings.model, dataset)
+        dataset = load(settings.data)
+        check_batch(settings.model, dataset)
         exported = train_and_export(settings, dataset, run, progress, received, on_epoch)
         rows = run.read_rows()
         if not exported:
             return _result(settings, run, rows, pruned=True)
-        arguments = [command.override("run_dir", run.path)]
+        arguments = [override("run_dir", run.path)]
         trusted = [type(settings.data).__module__.partition(".")[0], *settings.trust]
-        if trusted != [*recorded.TRUSTED]:
+        if trusted != [*past_run.TRUSTED]:
             arguments.append(f"trust=[{','.join(trusted)}]")
         _stop_if_told(run, settings, received)
         code = command.in_fresh_process("pipeline.evaluate", arguments, received)
-        command.stop_if(received)
+        stop_if(received)
     log.info("evaluate again:  python -m pipeline.evaluate %s", shlex.join(arguments))
     log.info("see the curves:  tensorboard --logdir %s", shlex.quote(str(run.tensorboard)))
     return _result(settings, run, rows, code)
 
 
 def _result(
-    settings: config.Settings,
+    settings: Settings,
     run: RunDirectory,
     rows: Sequence[Row],
     code: int = command.DONE,
@@ -85,19 +94,19 @@ def _result(
     return command.Result(objective, code, verdict, rows[-1].epoch, pruned, further)
 
 
-def _objectives(rows: Sequence[Row], run: RunDirectory, sweep: config.Sweep) -> list[float]:
+def _objectives(rows: Sequence[Row], run: RunDirectory, sweep: Sweep) -> list[float]:
     (metric, direction), *_ = sweep.objectives
-    (row,) = epochs.select(rows, sweep.epoch, config.Best(metric=metric, direction=direction))
-    known = {config.PARAMETERS: float(run.read_facts()["model"]["parameters"]), **row.test}
+    (row,) = select_rows(rows, sweep.epoch, Best(metric=metric, direction=direction))
+    known = {PARAMETERS: float(run.read_facts()["model"]["parameters"]), **row.test}
     return [known[name] for name, _ in sweep.objectives]
 
 
-def _metrics(sweep: config.Sweep) -> list[str]:
-    return [name for name, _ in sweep.objectives if name != config.PARAMETERS]
+def _metrics(sweep: Sweep) -> list[str]:
+    return [name for name, _ in sweep.objectives if name != PARAMETERS]
 
 
 def train_and_export(
-    settings: config.Settings,
+    settings: Settings,
     dataset: Dataset,
     run: RunDirectory,
     progress: Progress,
@@ -113,10 +122,11 @@ def train_and_export(
         StopRequested: A signal was received, and the configuration says to stop at that.
     """
     runtime.start_tensorflow(seed=settings.seed, deterministic=settings.train.deterministic)
-    from pipeline import exporting, training
+    from pipeline.formats import exporting
+    from pipeline.training import setup
 
     policy = Policy(settings.train, settings.best, settings.epoch)
-    prepared = training.prepare(
+    prepared = setup.prepare(
         run,
         settings.model,
         dataset,
@@ -140,7 +150,7 @@ def train_and_export(
     if not finished and not received:
         return False
     wanted = settings.epoch if finished else "last"
-    chosen = epochs.select(rows, wanted, settings.best, policy.kept(rows))
+    chosen = select_rows(rows, wanted, settings.best, policy.kept(rows))
     for row in chosen:
         if not run.answers(row.epoch).exists():  # Exports that were written before are held to them.
             prepared.record_answers(row)
@@ -149,7 +159,7 @@ def train_and_export(
     return True
 
 
-def _stop_if_told(run: RunDirectory, settings: config.Settings, received: Sequence[int]) -> None:
+def _stop_if_told(run: RunDirectory, settings: Settings, received: Sequence[int]) -> None:
     """Stop at a signal, where the configuration says so, and say how to go on.
 
     Raises:
@@ -157,5 +167,5 @@ def _stop_if_told(run: RunDirectory, settings: config.Settings, received: Sequen
     """
     if received and settings.train.on_interrupt == "stop":
         if run.read_lines():
-            log.info("go on with:  python -m pipeline %s", command.override(resume.KEY, run.path))
-        command.stop_if(received)
+            log.info("go on with:  python -m pipeline %s", override(resume.KEY, run.path))
+        stop_if(received)

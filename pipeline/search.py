@@ -39,10 +39,11 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline import binding, sweeps
 from pipeline import ledger as ledgers
-from pipeline.binding import ConfigError, first_line
-from pipeline.composition import plain_values
+from pipeline import sweeps
+from pipeline.cli.composition import plain_values
+from pipeline.config import binding
+from pipeline.errors import ConfigError, first_line
 from pipeline.ledger import Ledger, Objectives, Trial
 from pipeline.sweeps import Next
 

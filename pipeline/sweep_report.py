@@ -17,11 +17,12 @@ from typing import Any
 from urllib.parse import quote
 from xml.etree.ElementTree import Element
 
-from pipeline import charts, command, page
+from pipeline import charts, page
 from pipeline import ledger as ledgers
 from pipeline.charts import Curve, Point, Series, element
+from pipeline.cli.quoting import override
 from pipeline.ledger import Ledger, Objectives, Trial
-from pipeline.run import RunDirectory
+from pipeline.runs.directory import RunDirectory
 
 MAX_ROWS = 24
 """Rows of the table beyond which those in the middle are folded, unless one does not match."""
@@ -157,7 +158,7 @@ def _best(sweep: _Sweep) -> Iterator[Element]:
             *((key, values[key]) for key in sweep.keys if key in values),
         ]
     )
-    yield page.command("pipeline.evaluate", command.override("run_dir", Path(best.run_dir).absolute()))
+    yield page.command("pipeline.evaluate", override("run_dir", Path(best.run_dir).absolute()))
 
 
 def _link(sweep: _Sweep, trial: Trial) -> Element | str:

@@ -16,10 +16,12 @@ from tqdm import tqdm
 
 from pipeline import ledger as ledgers
 from pipeline import sweep_report
-from pipeline.binding import ConfigError, bind
-from pipeline.command import DONE, FAILED, MISMATCH, Job, Result, StopRequested, stop_signals
-from pipeline.composition import plain_values
-from pipeline.config import paired
+from pipeline.cli.command import DONE, FAILED, MISMATCH, Job, Result
+from pipeline.cli.composition import plain_values
+from pipeline.cli.stop import StopRequested, stop_signals
+from pipeline.config.binding import bind
+from pipeline.config.schema import paired
+from pipeline.errors import ConfigError
 from pipeline.ledger import Ledger, Objectives, Trial
 from pipeline.trials import Limits, Pool
 

@@ -18,9 +18,9 @@ from typing import Annotated, Any
 from omegaconf import DictConfig, open_dict
 
 from pipeline import ledger as ledgers
-from pipeline import processes
-from pipeline.command import DONE, MISMATCH, Job, Result, register_resolvers
-from pipeline.composition import plain_values
+from pipeline.cli import processes
+from pipeline.cli.command import DONE, MISMATCH, Job, Result, register_resolvers
+from pipeline.cli.composition import plain_values
 from pipeline.ledger import Ledger, Trial
 
 POLL_SECS = 0.2
@@ -227,7 +227,7 @@ def run_trial(
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.utils import run_job, setup_globals
 
-    from pipeline.binding import ConfigError
+    from pipeline.errors import ConfigError
 
     Path(run_dir).mkdir(parents=True, exist_ok=True)
     output = os.open(Path(run_dir) / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

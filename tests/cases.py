@@ -18,8 +18,8 @@ from models.char_lstm import CharLSTM
 from models.dense import DenseRegressor
 from models.gru import GRUClassifier
 from models.mnist_cnn import MnistCNN
-from pipeline.config import Best, EarlyStopping, Train
-from pipeline.epochs import Policy
+from pipeline.config.schema import Best, EarlyStopping, Train
+from pipeline.runs.policy import Policy
 
 CORPUS = Path(__file__).parent.parent / "LICENSE"
 """A text that every checkout has."""

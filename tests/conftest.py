@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import runtime, sealed
+from pipeline import runtime
 from pipeline.formats.base import FACTS, MANIFEST
+from pipeline.runs import checksums
 from tests.cases import CASES, Case
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -56,20 +57,20 @@ def command(tmp_path: Path) -> Command:
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     """Change a sealed JSON object and seal it again: what is wrong then is no accident of the disk."""
-    facts = sealed.unseal(path.read_text())
+    facts = checksums.unseal(path.read_text())
     change(facts)
-    path.write_text(json.dumps(sealed.seal(facts)))
+    path.write_text(json.dumps(checksums.seal(facts)))
 
 
 def rewrite_export(export: Path) -> None:
     """Take the digests that an export's manifest names anew, as if it had been written as it is now."""
     facts = next(export / facts for facts in FACTS if (export / facts / MANIFEST).exists())
     said = {facts / MANIFEST, facts / "verification.json"}
-    files = sealed.digests(export, set(export.rglob("*")) - said)
+    files = checksums.digests(export, set(export.rglob("*")) - said)
     checkpoints = export.parents[2] / "checkpoints"
 
     def update(manifest: dict[str, Any]) -> None:
-        answers = sealed.digests(checkpoints, [checkpoints / name for name in manifest["answers"]])
+        answers = checksums.digests(checkpoints, [checkpoints / name for name in manifest["answers"]])
         manifest.update(files=files, answers=answers)
 
     rewrite(facts / MANIFEST, update)

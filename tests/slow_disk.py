@@ -9,7 +9,9 @@ import os
 import time
 from pathlib import Path
 
-from pipeline import processes
+from pipeline.cli import processes
+from pipeline.graphs import checkpoints
+from pipeline.runs import directory, files
 
 SYNC_SECS = 0.02
 """What each wait for the disk takes longer, before and after."""
@@ -17,16 +19,14 @@ SYNC_SECS = 0.02
 
 def main_job(run_dir: Path) -> None:
     """Run the main job in this process; what it writes goes to a file beside the run."""
-    from pipeline import checkpoints, run
-
-    sync = run.sync
+    sync = files.sync
 
     def slow_sync(path: Path) -> None:
         time.sleep(SYNC_SECS)
         sync(path)
         time.sleep(SYNC_SECS)
 
-    for module in (run, checkpoints):
+    for module in (files, directory, checkpoints):
         vars(module)["sync"] = slow_sync
     output = os.open(run_dir.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import config, formats
+from pipeline.config.formats import FORMATS
+from pipeline.formats import exports
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("pipeline", "models", "data")
@@ -145,8 +146,8 @@ def test_functions_fit_on_a_screen(path: Path) -> None:
 def test_every_format_is_a_module_with_a_configuration() -> None:
     files = {path.stem for path in (ROOT / "pipeline" / "formats").glob("*.py")} - {"__init__", "base"}
     choices = {path.stem for path in (ROOT / "conf" / "export").glob("*.yaml")} - {"all"}
-    assert files == choices == set(config.FORMATS)
-    for name in config.FORMATS:
-        module = formats.load(name)
+    assert files == choices == set(FORMATS)
+    for name in FORMATS:
+        module = exports.load(name)
         assert callable(module.write)
         assert callable(module.open)

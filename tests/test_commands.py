@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline import checkpoints, config
+from pipeline.config.formats import FORMATS
+from pipeline.graphs import checkpoints
 from tests.cases import CASES, CORPUS, Case, policy
 from tests.conftest import Command, Finished
 from tests.pipeline.test_evaluate import edit_row
@@ -77,7 +78,7 @@ class TestMainJob:
         lines = only_rows(completed.stdout)
         labels = [line.split()[0] for line in lines]
         last = rows[-1]["epoch"]
-        exports = [f"{name}@{last}" for name in config.FORMATS]
+        exports = [f"{name}@{last}" for name in FORMATS]
         signatures = labels[len(rows) + len(exports) :]
         assert labels[: len(rows) + len(exports)] == [*(str(row["epoch"]) for row in rows), *exports]
         assert list(dict.fromkeys(signatures)) == exports, "the parity table"
@@ -191,16 +192,17 @@ assert not {"pipeline", "models", "data"} & set(sys.modules)
 
 def test_three_ways_back_of_the_char_lstm(tmp_path: Path) -> None:
     """The same text in the program that trained, in one with the model's code, in one with neither."""
-    from pipeline import exporting, training
-    from pipeline.config import Export, Verify
+    from pipeline.config.schema import Export, Verify
+    from pipeline.formats import exporting
     from pipeline.optimizers import Adam
-    from pipeline.run import RunDirectory
+    from pipeline.runs.directory import RunDirectory
+    from pipeline.training import setup
 
     lstm = CASES[2]
     dataset = lstm.load()
     run = RunDirectory(tmp_path / "run")
     with run.claimed():
-        trained = training.prepare(
+        trained = setup.prepare(
             run,
             lstm.model(),
             dataset,
@@ -233,7 +235,7 @@ def test_three_ways_back_of_the_char_lstm(tmp_path: Path) -> None:
 
 
 def _specs(case: Case) -> dict[str, tf.TensorSpec]:
-    from pipeline.training import batch_specs
+    from pipeline.training.setup import batch_specs
 
     return batch_specs(case.load())
 

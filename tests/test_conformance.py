@@ -10,9 +10,10 @@ import pytest
 import tensorflow as tf
 
 from models.base import BuiltModel
-from pipeline import checkpoints, config
-from pipeline.evaluation import evaluate, initial_state
-from pipeline.training import batch_specs
+from pipeline.config.dataset_checks import check_batch
+from pipeline.graphs import checkpoints
+from pipeline.graphs.evaluation import evaluate, initial_state
+from pipeline.training.setup import batch_specs
 from tests.cases import CASES, Case
 
 cases = pytest.mark.parametrize("case", CASES, ids=str)
@@ -60,7 +61,7 @@ def test_has_the_promised_variables_and_signatures(case: Case) -> None:
 @cases
 def test_data_is_what_the_model_consumes(case: Case) -> None:
     dataset = case.load()
-    config.check_batch(case.model(), dataset)
+    check_batch(case.model(), dataset)
 
 
 @cases

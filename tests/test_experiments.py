@@ -10,9 +10,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from pipeline import composition, config, search
+from pipeline import search
+from pipeline.cli import composition
+from pipeline.config import checks
 
-EXPERIMENTS = sorted(path.stem for path in (Path(config.__file__).parents[1] / "conf/experiment").glob("*"))
+EXPERIMENTS = sorted(path.stem for path in (Path(checks.__file__).parents[1] / "conf/experiment").glob("*"))
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -22,7 +24,7 @@ def test_an_experiment_is_a_whole_configuration(name: str) -> None:
     values = composition.plain_values(
         OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     )
-    settings = config.check(values)
+    settings = checks.check(values)
     assert settings.resolved["model"]["_target_"].startswith(f"models.{name.removeprefix('sweep_')}.")
     if name.startswith("sweep_"):
         assert composed.hydra.mode == RunMode.MULTIRUN
@@ -30,9 +32,9 @@ def test_an_experiment_is_a_whole_configuration(name: str) -> None:
         space = search.space_of(OverridesParser.create().parse_overrides(params))
         for corner in space.corners():
             with initialize_config_module("conf", version_base="1.3"):
-                config.check(composition.plain_values(compose("config", [f"experiment={name}", *corner])))
+                checks.check(composition.plain_values(compose("config", [f"experiment={name}", *corner])))
 
 
 def test_there_is_one_for_each_model_and_a_sweep() -> None:
-    models = [path.stem for path in (Path(config.__file__).parents[1] / "conf" / "model").glob("*.yaml")]
+    models = [path.stem for path in (Path(checks.__file__).parents[1] / "conf" / "model").glob("*.yaml")]
     assert sorted([*models, *(f"sweep_{name}" for name in models)]) == EXPERIMENTS

@@ -29,10 +29,13 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from data.base import DataError
 from data.npz import Npz
-from pipeline import operations, predict, predictor, processes, sealed
-from pipeline.binding import ConfigError
+from pipeline import predict, predictor
+from pipeline.cli import processes
+from pipeline.errors import ConfigError
 from pipeline.formats.base import Manifest
-from pipeline.run import RunDirectory
+from pipeline.graphs import allowed_operations
+from pipeline.runs import checksums
+from pipeline.runs.directory import RunDirectory
 from tests.cases import CASES
 from tests.conftest import Command, Finished, rewrite, rewrite_export
 from tests.pipeline.test_evaluate import run_evaluate
@@ -51,7 +54,7 @@ def results(run_dir: Path) -> dict[str, bytes]:
         for path in [*(run_dir / "checkpoints").rglob("*"), run_dir / "metrics.jsonl"]
         if path.is_file() and path.name != "fingerprint.pb"  # TensorFlow puts a random number into it.
     }
-    receipt = sealed.unseal((run_dir / "verification.json").read_text())
+    receipt = checksums.unseal((run_dir / "verification.json").read_text())
     metrics = [(row["epoch"], row["metrics"]) for row in receipt["epochs"]]
     return {**found, "verdict": receipt["verdict"].encode(), "metrics": json.dumps(metrics).encode()}
 
@@ -125,7 +128,7 @@ def test_a_run_that_is_told_to_stop_goes_on_from_the_step(command: Command, tmp_
         assert process.returncode == code, stderr
         assert time.monotonic() - signalled < 10
         assert f"go on with:  python -m pipeline train.resume={run}" in stderr
-        unfinished = sealed.unseal((run / "checkpoints" / "unfinished.json").read_text())
+        unfinished = checksums.unseal((run / "checkpoints" / "unfinished.json").read_text())
         assert unfinished["num_steps"] < 30000 // 32
         command("pipeline", f"train.resume={run}")
         assert results(run) == results(tmp_path / "whole")
@@ -369,24 +372,24 @@ class TestHostile:
         specs = [tf.TensorSpec([None, 1], tf.float32, "number")]
         module.serving = tf.function(lambda number: {"y": number @ module.variable}, input_signature=specs)
         tf.saved_model.save(module, str(tmp_path), signatures=module.serving)
-        operations.check_saved_model(tmp_path)
+        allowed_operations.check_saved_model(tmp_path)
         edit_graph(tmp_path, change)
         with pytest.raises(ConfigError, match=f"It has {operation}[.]"):
-            operations.check_saved_model(tmp_path)
+            allowed_operations.check_saved_model(tmp_path)
 
     def test_a_graph_in_another_form(self, tmp_path: Path) -> None:
         save(tmp_path, lambda number: {"y": number})
-        operations.check_saved_model(tmp_path)
+        allowed_operations.check_saved_model(tmp_path)
         (tmp_path / "saved_model.pbtxt").touch()
         with pytest.raises(ConfigError, match=r"saved_model.pb alone. It has saved_model.pbtxt"):
-            operations.check_saved_model(tmp_path)
+            allowed_operations.check_saved_model(tmp_path)
 
     def test_operations_can_be_trusted_for_a_while(self, tmp_path: Path) -> None:
         save(tmp_path / "model", self.hide(tmp_path / "target"))
-        with operations.trusting(["WriteFile"]):
-            operations.check_saved_model(tmp_path / "model")
+        with allowed_operations.trusting(["WriteFile"]):
+            allowed_operations.check_saved_model(tmp_path / "model")
         with pytest.raises(ConfigError, match="It has WriteFile"):
-            operations.check_saved_model(tmp_path / "model")
+            allowed_operations.check_saved_model(tmp_path / "model")
 
     def test_a_path_that_leads_out(self, run: Path, tmp_path: Path) -> None:
         (tmp_path / "secret").write_text("secret")
@@ -507,10 +510,10 @@ class TestFuzzed:
         shutil.rmtree(tmp_path / "export", ignore_errors=True)
         shutil.copytree(dense.directory, tmp_path / "export")
         path = tmp_path / "export" / "manifest.json"
-        facts = sealed.unseal(path.read_text())
+        facts = checksums.unseal(path.read_text())
         texts = [json.dumps(raw)]
         with contextlib.suppress(ValueError):  # JSON has no word for infinities.
-            texts.append(json.dumps(sealed.seal(facts | changes)))
+            texts.append(json.dumps(checksums.seal(facts | changes)))
         for text in texts:
             path.write_text(text)
             with contextlib.suppress(ConfigError):

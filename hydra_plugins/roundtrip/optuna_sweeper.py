@@ -84,10 +84,10 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the trials that the study still lacks."""
-        from pipeline import config  # Not for every command that Hydra looks for plugins for.
+        from pipeline.config import checks  # Not for every command that Hydra looks for plugins for.
 
-        if problem := config.lacks("hydra/sweeper=optuna", "sweep"):
-            raise config.ConfigError([problem])
+        if problem := checks.lacks("hydra/sweeper=optuna", "sweep"):
+            raise checks.ConfigError([problem])
         from pipeline import search
 
         return [search.sweep(self.hydra_context, self.task_function, self.config, self.options, arguments)]

@@ -8,14 +8,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline import sealed
-from pipeline.binding import ConfigError, bind, unknown
-from pipeline.config import FORMATS, Export
-from pipeline.evaluation import Signature
-from pipeline.run import Row, RunDirectory, write_text
+from pipeline.config.binding import bind
+from pipeline.config.formats import FORMATS
+from pipeline.config.schema import Export
+from pipeline.errors import ConfigError, unknown
+from pipeline.graphs.signatures import Signature
+from pipeline.runs import checksums
+from pipeline.runs.directory import RunDirectory
+from pipeline.runs.files import write_text
+from pipeline.runs.log import Row
 
 if TYPE_CHECKING:
-    from pipeline.checkpoints import Graph
+    from pipeline.graphs.checkpoints import Graph
 
 MANIFEST = "manifest.json"
 FACTS = (".", "assets.extra")
@@ -73,7 +77,7 @@ class Source:
 
     def epochs(self) -> Iterator[tuple[int, Graph]]:
         """Yield each epoch with the run's graph, whose variables are then that epoch's."""
-        from pipeline import checkpoints
+        from pipeline.graphs import checkpoints
 
         graph = checkpoints.open_graph(self.run.graph)
         if not self.rows:
@@ -114,7 +118,7 @@ def write_manifest(directory: Path, traits: Traits, manifest: Manifest) -> None:
     """Write the manifest, sealed, into an export."""
     facts = directory / traits.facts
     facts.mkdir(exist_ok=True)
-    write_text(facts / MANIFEST, json.dumps(sealed.seal(asdict(manifest)), indent=2) + "\n")
+    write_text(facts / MANIFEST, json.dumps(checksums.seal(asdict(manifest)), indent=2) + "\n")
 
 
 def has_manifest(directory: Path) -> bool:
@@ -132,7 +136,7 @@ def read_manifest(directory: Path) -> Manifest:
     path = directory / facts / MANIFEST
     problems: list[str] = []
     try:
-        values = bind(Manifest, sealed.unseal(path.read_text()), "", problems)
+        values = bind(Manifest, checksums.unseal(path.read_text()), "", problems)
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError([f"{path} must say what the export holds: {error}."]) from error
     if not problems and values["format"] not in FORMATS:

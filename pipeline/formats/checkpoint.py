@@ -11,8 +11,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.evaluation import Signature
 from pipeline.formats.base import Source, Traits
+from pipeline.graphs.signatures import Signature
 
 TRAITS = Traits(facts=".", exact=True, copied=True)
 GRAPH = "graph"
@@ -34,7 +34,7 @@ def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
     Raises:
         ConfigError: A file is missing or damaged.
     """
-    from pipeline import checkpoints
+    from pipeline.graphs import checkpoints
 
     graph = checkpoints.open_graph(directory / GRAPH)
     checkpoints.restore(directory / f"epoch-{epoch:04d}", {"weights": graph.weights})

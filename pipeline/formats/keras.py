@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.binding import ConfigError
-from pipeline.evaluation import Signature
+from pipeline.errors import ConfigError
 from pipeline.formats.base import Source, Traits, read_manifest
-from pipeline.run import NETWORK
+from pipeline.graphs.signatures import Signature
+from pipeline.runs.directory import NETWORK
 
 TRAITS = Traits(facts=".", exact=False)
 FILE = "model.keras"
@@ -69,7 +69,7 @@ def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
     import keras
     import tensorflow as tf
 
-    from pipeline.checkpoints import signature_of
+    from pipeline.graphs.checkpoints import signature_of
 
     path = directory / FILE
     try:

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from pipeline import operations, sessions
-from pipeline.binding import ConfigError
-from pipeline.checkpoints import Graph, writing
-from pipeline.evaluation import Signature
+from pipeline.errors import ConfigError
 from pipeline.formats.base import Source, Traits
+from pipeline.graphs import allowed_operations, sessions
+from pipeline.graphs.checkpoints import Graph, writing
+from pipeline.graphs.signatures import Signature
 
 v1 = tf.compat.v1
 
@@ -60,7 +60,7 @@ def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
     try:
         path = prefix.with_name(f"{prefix.name}.meta")
         meta.ParseFromString(path.read_bytes())
-        operations.check_meta_graph(meta, path)
+        allowed_operations.check_meta_graph(meta, path)
         session = v1.Session(graph=tf.Graph())
         with session.graph.as_default():
             saver = v1.train.import_meta_graph(meta)

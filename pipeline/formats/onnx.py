@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.binding import ConfigError, first_line
-from pipeline.evaluation import Signature, Spec
+from pipeline.errors import ConfigError, first_line
 from pipeline.formats.base import Source, Traits
+from pipeline.graphs.signatures import Signature, Spec
 from pipeline.runtime import held_back_stderr
 
 TRAITS = Traits(facts=".", exact=False)

@@ -10,8 +10,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.evaluation import Signature
 from pipeline.formats.base import Source, Traits
+from pipeline.graphs.signatures import Signature
 
 TRAITS = Traits(facts="assets.extra", exact=True, copied=True)
 
@@ -21,7 +21,7 @@ NOT_COPIED = ("variables", "fingerprint.pb")
 
 def write(source: Source, directory: Path) -> Mapping[str, str]:
     """Copy the graph, and write the epoch's variables where it looks for them."""
-    from pipeline import checkpoints
+    from pipeline.graphs import checkpoints
 
     shutil.copytree(
         source.run.graph,
@@ -41,6 +41,6 @@ def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
     Raises:
         ConfigError: A file is missing or damaged.
     """
-    from pipeline import sessions
+    from pipeline.graphs import sessions
 
     return sessions.load(directory)

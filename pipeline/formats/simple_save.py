@@ -13,10 +13,10 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from pipeline import sessions
-from pipeline.checkpoints import writing
-from pipeline.evaluation import Signature
 from pipeline.formats.base import Source, Traits
+from pipeline.graphs import sessions
+from pipeline.graphs.checkpoints import writing
+from pipeline.graphs.signatures import Signature
 
 v1 = tf.compat.v1
 

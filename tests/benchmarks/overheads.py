@@ -66,8 +66,8 @@ def after_an_epoch() -> list[Line]:
     runtime.start_tensorflow(seed=0, deterministic=True)
     import tensorflow as tf
 
-    from pipeline.epoch_writer import EpochWriter
-    from pipeline.evaluation import evaluate
+    from pipeline.graphs.evaluation import evaluate
+    from pipeline.training.epoch_writer import EpochWriter
 
     seconds: dict[str, list[float]] = {"training": [], "evaluation": [], "checkpoint and log": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +102,7 @@ def after_an_epoch() -> list[Line]:
 def from_shards(num_epochs: int) -> list[Line]:
     """Return the training of an epoch of the CNN on as many images as MNIST has, in memory and in shards."""
     seconds: dict[str, list[float]] = {"in memory": [], "shards": []}
-    from pipeline.epoch_writer import EpochWriter
+    from pipeline.training.epoch_writer import EpochWriter
 
     with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder) / "records"

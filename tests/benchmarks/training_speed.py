@@ -122,12 +122,12 @@ ROWS = {
 
 def pipeline_training(name: str, folder: Path, dataset: Dataset | None = None) -> Any:
     """Return the pipeline's training of a row, ready to compile, on its data or other."""
-    from pipeline import training
-    from pipeline.run import RunDirectory
+    from pipeline.runs.directory import RunDirectory
+    from pipeline.training import setup
 
     row = ROWS[name]
     (folder / "checkpoints").mkdir()
-    return training.prepare(
+    return setup.prepare(
         RunDirectory(folder),
         row.model,
         row.dataset() if dataset is None else dataset,
@@ -142,8 +142,8 @@ def pipeline_training(name: str, folder: Path, dataset: Dataset | None = None) -
 
 def pipeline_epoch(name: str, folder: Path) -> Epoch:
     """Return a function that trains an epoch as the pipeline does, and checkpoints it."""
-    from pipeline.epoch_writer import EpochWriter
-    from pipeline.run import Row
+    from pipeline.runs.log import Row
+    from pipeline.training.epoch_writer import EpochWriter
 
     training = pipeline_training(name, folder)
     steps = training.compile().steps
@@ -161,7 +161,7 @@ def bare_epoch(name: str, folder: Path) -> Epoch:
     """Return a function that calls the compiled step on one batch, as often as an epoch has steps."""
     import tensorflow as tf
 
-    from pipeline.evaluation import initial_state
+    from pipeline.graphs.evaluation import initial_state
 
     training = pipeline_training(name, folder)
     dataset = training.dataset

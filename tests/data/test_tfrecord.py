@@ -16,9 +16,10 @@ import pytest
 from data.base import DataError, Dataset
 from data.tfrecord import HEAD, MANIFEST, TEST, TFRecord, Writer
 from models.base import ArraySpec
-from pipeline import config, training
-from pipeline.binding import ConfigError
-from pipeline.run import RunDirectory
+from pipeline.config.dataset_checks import check_batch
+from pipeline.errors import ConfigError
+from pipeline.runs.directory import RunDirectory
+from pipeline.training import loop
 from tests.cases import CASES, Case
 from tests.conftest import Command
 from tests.pipeline.test_training import files, prepare
@@ -203,14 +204,14 @@ def test_values_that_the_model_does_not_take_are_found_in_the_manifest(make: Mak
     with pytest.raises(
         ConfigError, match=r"'index' must be \[any\] int32 in \[0, 99\]\. It holds 0 to 102\."
     ):
-        config.check_batch(Model(), small)
+        check_batch(Model(), small)
 
 
 def test_a_batch_is_read_once_a_step(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long the chunks are: nothing is left out between two of them."""
     source = make(DENSE.load())
     assert prepare(tmp_path / "whole", DENSE, dataset=source.load()).fit()
-    monkeypatch.setattr(training, "CHUNK_SECS", 0.0)
+    monkeypatch.setattr(loop, "CHUNK_SECS", 0.0)
     assert prepare(tmp_path / "steps", DENSE, dataset=source.load()).fit()
     assert files(tmp_path / "whole") == files(tmp_path / "steps")
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from models.base import ArraySpec
 from models.mnist_cnn import MnistCNN
-from pipeline.training import batch_specs
+from pipeline.training.setup import batch_specs
 from tests.cases import CASES, Case
 
 

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from pipeline import command
-from pipeline.binding import ConfigError
+from pipeline.cli import command
+from pipeline.cli.stop import StopRequested
+from pipeline.errors import ConfigError
 
 
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
         (KeyboardInterrupt(), 130, "error: stopped by SIGINT"),
-        (command.StopRequested(15), 143, "error: stopped by SIGTERM"),
+        (StopRequested(15), 143, "error: stopped by SIGTERM"),
         (ConfigError(["One.", "Two."]), 2, "2 errors:\n  One.\n  Two."),
         (ZeroDivisionError("by nought"), 1, "error: ZeroDivisionError: by nought"),
     ],

@@ -11,8 +11,10 @@ import pytest
 
 from data.base import DataError, Dataset
 from models.base import ArraySpec
-from pipeline import binding, config
-from pipeline.binding import ConfigError
+from pipeline.config import binding, checks
+from pipeline.config.dataset_checks import check_batch, load
+from pipeline.config.formats import FORMATS
+from pipeline.errors import ConfigError
 
 VALUES: dict[str, Any] = {
     "model": {"_target_": "models.gru.GRUClassifier", "units": 3},
@@ -50,7 +52,7 @@ def changed(**changes: Any) -> dict[str, Any]:
 
 
 def test_constructs_what_it_names() -> None:
-    settings = config.check(VALUES)
+    settings = checks.check(VALUES)
     assert settings.model.units == 3  # type: ignore[attr-defined]
     assert settings.optimizer.learning_rate == 1.0
     assert settings.train.epochs == 2
@@ -58,7 +60,7 @@ def test_constructs_what_it_names() -> None:
 
 
 def test_the_resolved_configuration_holds_every_value_and_absolute_paths(tmp_path: Path) -> None:
-    resolved = config.check(VALUES).resolved
+    resolved = checks.check(VALUES).resolved
     assert resolved["data"]["path"] == str(Path.cwd() / "text.txt")
     assert resolved["data"]["sequence_length"] == 100
     assert resolved["model"] == {
@@ -67,13 +69,13 @@ def test_the_resolved_configuration_holds_every_value_and_absolute_paths(tmp_pat
         "units": 3,
         "num_classes": 5,
     }
-    assert config.check(resolved).resolved == resolved
+    assert checks.check(resolved).resolved == resolved
 
 
 def test_a_missing_package_is_said_with_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnx" else name)
     with pytest.raises(ConfigError) as refusal:
-        config.check(changed(export__formats={"onnx": True, "tflite": True}))
+        checks.check(changed(export__formats={"onnx": True, "tflite": True}))
     assert refusal.value.problems == [
         "export=onnx needs onnx. Not installed. Install the extra: pip install 'roundtrip[onnx]'."
     ]
@@ -89,8 +91,8 @@ NAN_RATE = "optimizer.learning_rate must be a finite number. Received: nan."
         ({"train__epochs": 1.5}, "train.epochs must be an integer. Received: 1.5."),
         ({"train__epochs": float("inf")}, "train.epochs must be an integer. Received: inf."),
         ({"optimizer__learning_rate": float("nan")}, NAN_RATE),
-        ({"epoch": "first"}, f"epoch must be {config.EPOCHS}. Received: first."),
-        ({"epoch": [1, -1]}, f"epoch must be {config.EPOCHS}. Received: [1, -1]."),
+        ({"epoch": "first"}, f"epoch must be {checks.EPOCHS}. Received: first."),
+        ({"epoch": [1, -1]}, f"epoch must be {checks.EPOCHS}. Received: [1, -1]."),
         ({"export": None}, "export must be a section. Received: None."),
         (
             {"sweep__metric": ["parameters"]},
@@ -110,7 +112,7 @@ NAN_RATE = "optimizer.learning_rate must be a finite number. Received: nan."
         ),
         (
             {"export__formats": {"onnx": False}},
-            f"export.formats must have at least one of {', '.join(config.FORMATS)}. Received: none.",
+            f"export.formats must have at least one of {', '.join(FORMATS)}. Received: none.",
         ),
         (
             {"export__quantisation": "int8"},
@@ -160,7 +162,7 @@ NAN_RATE = "optimizer.learning_rate must be a finite number. Received: nan."
         ({"seed": 2**31}, "seed must be <= 2147483647. Received: 2147483648."),
         ({"seed": "???"}, "seed must be given. Add seed=... to the command."),
         ({"epoch": 3}, "epoch must be at most train.epochs (2). Received: 3."),
-        ({"epoch": []}, f"epoch must be {config.EPOCHS}. Received: []."),
+        ({"epoch": []}, f"epoch must be {checks.EPOCHS}. Received: []."),
         (
             {"epoch": [0, 2]},
             "epoch=[0, 2] needs a format that holds many epochs: checkpoint, meta_graph. "
@@ -170,7 +172,7 @@ NAN_RATE = "optimizer.learning_rate must be a finite number. Received: nan."
         ({"data__test_fraction": 1}, "data.test_fraction must be < 1. Received: 1.0."),
         (
             {"export__formats": {"onxx": True}},
-            f"export must be one of {', '.join(config.FORMATS)}. Received: onxx. Did you mean onnx?",
+            f"export must be one of {', '.join(FORMATS)}. Received: onxx. Did you mean onnx?",
         ),
         ({"model__units": 0}, "model.units must be >= 1. Received: 0."),
         ({"model": None}, "model._target_ must name a class. Received: None."),
@@ -188,7 +190,7 @@ NAN_RATE = "optimizer.learning_rate must be a finite number. Received: nan."
 )
 def test_a_problem_is_a_sentence(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as refusal:
-        config.check(changed(**changes))
+        checks.check(changed(**changes))
     assert refusal.value.problems == [message]
 
 
@@ -202,7 +204,7 @@ def test_all_problems_are_found_at_once() -> None:
         foo=1,
     )
     with pytest.raises(ConfigError) as refusal:
-        config.check(values)
+        checks.check(values)
     keys = [problem.split()[0] for problem in refusal.value.problems]
     assert keys == [
         "model.nits",
@@ -241,7 +243,7 @@ class Failing:
 
 def test_data_that_cannot_be_loaded_is_a_configuration_error() -> None:
     with pytest.raises(ConfigError, match="It is Monday"):
-        config.load(Failing())
+        load(Failing())
 
 
 IMAGES = ArraySpec((None, 2), {"uint8": None, "float32": (0, 1)})
@@ -266,7 +268,7 @@ def dataset(**arrays: Any) -> Dataset:
 
 @pytest.mark.parametrize("images", [np.full((3, 2), 255, np.uint8), np.ones((3, 2), np.float32)])
 def test_a_batch_that_fits_is_accepted(images: Any) -> None:
-    config.check_batch(Labelled(), dataset(images=images))
+    check_batch(Labelled(), dataset(images=images))
 
 
 @pytest.mark.parametrize(
@@ -285,20 +287,20 @@ def test_a_batch_that_fits_is_accepted(images: Any) -> None:
 )
 def test_a_batch_that_does_not_fit_is_refused(arrays: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        config.check_batch(Labelled(), dataset(**arrays))
+        check_batch(Labelled(), dataset(**arrays))
 
 
 def test_a_model_may_refuse_the_metadata() -> None:
     broken = dataclasses.replace(dataset(), metadata={"broken": True})
     with pytest.raises(ConfigError, match="There must be no broken data"):
-        config.check_batch(Labelled(), broken)
+        check_batch(Labelled(), broken)
 
 
 def test_a_home_that_does_not_exist_is_a_path_like_any_other() -> None:
     values = changed(data__path="~nobody-of-that-name/text.txt")
     with pytest.raises(ConfigError, match="No such file"):
-        config.load(config.check(values).data)
+        load(checks.check(values).data)
 
 
 def test_a_huge_number_of_epochs_costs_nothing() -> None:
-    assert config.check(changed(train__epochs=10**12, epoch=10**12)).epoch == 10**12
+    assert checks.check(changed(train__epochs=10**12, epoch=10**12)).epoch == 10**12

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
-from pipeline import checkpoints
-from pipeline.epoch_writer import EpochWriter
-from pipeline.run import Row, RunDirectory
+from pipeline.graphs import checkpoints
+from pipeline.runs.directory import RunDirectory
+from pipeline.runs.log import Row
+from pipeline.training.epoch_writer import EpochWriter
 from tests.cases import policy
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import epochs
-from pipeline.binding import ConfigError
-from pipeline.config import Best
-from pipeline.run import Row
+from pipeline.config.schema import Best
+from pipeline.errors import ConfigError
+from pipeline.runs.log import Row
+from pipeline.runs.policy import select_rows
 from tests.cases import policy
 
 BEST = Best(metric="loss", direction="minimize")
@@ -33,7 +33,7 @@ ROWS = log(2.0, 0.1 + 0.2, 1.0)
     [("all", [0, 1, 2]), ("last", [2]), ("best", [1]), (0, [0]), ([2, 0], [2, 0])],
 )
 def test_epochs_are_selected(wanted: object, expected: list[int]) -> None:
-    assert [row.epoch for row in epochs.select(ROWS, wanted, BEST)] == expected
+    assert [row.epoch for row in select_rows(ROWS, wanted, BEST)] == expected
 
 
 def test_the_best_epoch_is_the_first_of_equals_by_a_metric_and_a_direction() -> None:
@@ -41,27 +41,27 @@ def test_the_best_epoch_is_the_first_of_equals_by_a_metric_and_a_direction() -> 
         dataclasses.replace(row, test={"loss": 1.0, "accuracy": accuracy})
         for row, accuracy in zip(ROWS, (0.1, 0.9, 0.9), strict=True)
     ]
-    assert [row.epoch for row in epochs.select(rows, "best", HIGHEST)] == [1]
-    assert [row.epoch for row in epochs.select(rows, "best", BEST)] == [0]
+    assert [row.epoch for row in select_rows(rows, "best", HIGHEST)] == [1]
+    assert [row.epoch for row in select_rows(rows, "best", BEST)] == [0]
     unknown = Best(metric="acuracy", direction="maximize")
     with pytest.raises(
         ConfigError, match=r"best.metric must be one of loss, accuracy. Received: acuracy. Did"
     ):
-        epochs.select(rows, "best", unknown)
+        select_rows(rows, "best", unknown)
 
 
 @pytest.mark.parametrize("wanted", [3, [1, 5], "first", [], True, None, -1, [[1]], {"a": 1}])
 def test_an_epoch_that_is_not_in_the_log_is_refused(wanted: object) -> None:
     with pytest.raises(ConfigError, match="best, last, or of the log's 0 to 2. Received: "):
-        epochs.select(ROWS, wanted, BEST)
+        select_rows(ROWS, wanted, BEST)
 
 
 def test_an_epoch_that_is_not_kept_is_refused() -> None:
-    assert [row.epoch for row in epochs.select(ROWS, "all", BEST, {0, 2})] == [0, 2]
+    assert [row.epoch for row in select_rows(ROWS, "all", BEST, {0, 2})] == [0, 2]
     with pytest.raises(ConfigError, match=r"whose checkpoint is kept: 0, 2. Received: 1. See train.keep"):
-        epochs.select(ROWS, [0, 1], BEST, {0, 2})
+        select_rows(ROWS, [0, 1], BEST, {0, 2})
     with pytest.raises(ConfigError, match=r"whose checkpoint is kept: 0, 2. Received: 1. See train.keep"):
-        epochs.select(ROWS, "best", BEST, {0, 2})
+        select_rows(ROWS, "best", BEST, {0, 2})
 
 
 @pytest.mark.parametrize(

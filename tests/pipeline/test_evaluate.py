@@ -13,12 +13,13 @@ import pytest
 import tensorflow as tf
 from omegaconf import OmegaConf
 
-from pipeline import checkpoints, sealed
 from pipeline import ledger as ledgers
-from pipeline.binding import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.evaluate import check, evaluate
+from pipeline.graphs import checkpoints
 from pipeline.ledger import Ledger, Trial
-from pipeline.run import RunDirectory
+from pipeline.runs import checksums
+from pipeline.runs.directory import RunDirectory
 from tests.conftest import rewrite, rewrite_export
 
 
@@ -31,7 +32,7 @@ def run_evaluate(run: Path, **changes: Any) -> int:
 
 
 def receipt(run: Path) -> dict[str, Any]:
-    return sealed.unseal((run / "verification.json").read_text())
+    return checksums.unseal((run / "verification.json").read_text())
 
 
 def timeless(receipt: Any) -> Any:
@@ -45,9 +46,9 @@ def timeless(receipt: Any) -> Any:
 
 def edit_row(run: Path, epoch: int, change: Callable[[dict[str, Any]], None]) -> None:
     log = run / "metrics.jsonl"
-    rows = [sealed.unseal(line) for line in log.read_text().splitlines()]
+    rows = [checksums.unseal(line) for line in log.read_text().splitlines()]
     change(rows[epoch])
-    log.write_text("".join(json.dumps(sealed.seal(row)) + "\n" for row in rows))
+    log.write_text("".join(json.dumps(checksums.seal(row)) + "\n" for row in rows))
 
 
 def rewrite_checkpoint(run: Path, epoch: int, change: Callable[[dict[str, Any]], None]) -> None:
@@ -90,7 +91,7 @@ class TestMatch:
     def test_each_export_carries_its_own_receipt(self, gru_run: Path) -> None:
         for row in receipt(gru_run)["exports"]:
             folder = {"saved_model": "assets.extra", "checkpoint": "."}[row["format"]]
-            inside = sealed.unseal((gru_run / row["artifact"] / folder / "verification.json").read_text())
+            inside = checksums.unseal((gru_run / row["artifact"] / folder / "verification.json").read_text())
             assert inside == row
             assert inside["verdict"] == "match"
             assert [(r["epoch"], r["artifact"]) for r in inside["epochs"]] == [(2, row["artifact"])]

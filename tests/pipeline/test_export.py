@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from pipeline import command as commands
-from pipeline import exporting, formats
-from pipeline.binding import ConfigError
+from pipeline.cli import command
+from pipeline.cli.stop import StopRequested
+from pipeline.errors import ConfigError
 from pipeline.export import Request, check, export
-from pipeline.run import RunDirectory
+from pipeline.formats import exporting, exports
+from pipeline.runs.directory import RunDirectory
 from tests.cases import CASES
 from tests.conftest import Finished
 
@@ -93,8 +94,8 @@ def test_a_signal_stops_it_in_good_order(gru_run: Path, monkeypatch: pytest.Monk
         received.append(signal.SIGTERM)
         return 1
 
-    monkeypatch.setattr(commands, "in_fresh_process", receive)
-    with pytest.raises(commands.StopRequested, match="stopped by SIGTERM"):
+    monkeypatch.setattr(command, "in_fresh_process", receive)
+    with pytest.raises(StopRequested, match="stopped by SIGTERM"):
         export(checked(gru_run))
 
 
@@ -106,8 +107,8 @@ def test_a_signal_is_noticed_between_two_formats(gru_run: Path, monkeypatch: pyt
         signal.raise_signal(signal.SIGTERM)
         return {}
 
-    monkeypatch.setattr(formats, "rehearse", rehearse)
-    with pytest.raises(commands.StopRequested, match="stopped by SIGTERM"):
+    monkeypatch.setattr(exports, "rehearse", rehearse)
+    with pytest.raises(StopRequested, match="stopped by SIGTERM"):
         export(checked(gru_run, export={"formats": {"keras": True, "onnx": True}}))
     assert rehearsed == ["keras"]
 

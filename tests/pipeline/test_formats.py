@@ -17,13 +17,16 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from models.base import classify
-from pipeline import config, exporting, formats, parity, verification
-from pipeline.binding import ConfigError
-from pipeline.config import Export, Verify
-from pipeline.evaluation import Signature, Spec, predicting, scored
+from pipeline.config.formats import FORMATS
+from pipeline.config.schema import Export, Verify
+from pipeline.errors import ConfigError
+from pipeline.formats import exporting, exports
 from pipeline.formats.base import Source
-from pipeline.run import RunDirectory
+from pipeline.graphs import examples
+from pipeline.graphs.signatures import Signature, Spec, predicting, scored
+from pipeline.runs.directory import RunDirectory
 from pipeline.runtime import held_back_stderr
+from pipeline.verification import comparison, verifier
 from tests.cases import CASES, Case
 from tests.conftest import Finished, rewrite, rewrite_export
 
@@ -52,11 +55,11 @@ def newest(run: Path, format: str) -> Path:
     return path
 
 
-def verify(run: Path, *names: str, **given: float) -> list[verification.Verified]:
+def verify(run: Path, *names: str, **given: float) -> list[comparison.Verified]:
     directory = RunDirectory(run)
     exports = {name: newest(run, name) for name in names}
     tolerance = Verify(**{**vars(NOTHING_GIVEN), **given})
-    return verification.verify_exports(directory, exports, directory.read_rows(), CASES[0].load(), tolerance)
+    return verifier.verify_exports(directory, exports, directory.read_rows(), CASES[0].load(), tolerance)
 
 
 @cases
@@ -65,7 +68,7 @@ def test_every_format_matches_for_every_model(case: Case, finished: Finished) ->
     run, completed = finished.of(case)
     receipt = json.loads((run / "verification.json").read_text())
     assert receipt["verdict"] == "match"
-    assert [export["format"] for export in receipt["exports"]] == list(config.FORMATS)
+    assert [export["format"] for export in receipt["exports"]] == list(FORMATS)
     for export in receipt["exports"]:
         (row,) = export["epochs"]
         name = export["format"]
@@ -271,7 +274,7 @@ def test_the_runtime_alone_gives_the_trained_models_answers(
 class TestNegatives:
     """What a broken export looks like to the verification."""
 
-    @pytest.mark.parametrize("name", config.FORMATS)
+    @pytest.mark.parametrize("name", FORMATS)
     def test_another_epochs_weights(self, name: str, gru_exports: Path) -> None:
         """An export of epoch 0 that says it is of epoch 2."""
         run = RunDirectory(gru_exports)
@@ -325,7 +328,7 @@ class TestNegatives:
         (found,) = verify(gru_exports, "tflite")
         assert not found.match
 
-    @pytest.mark.parametrize("name", config.FORMATS)
+    @pytest.mark.parametrize("name", FORMATS)
     def test_a_damaged_file(self, name: str, gru_exports: Path) -> None:
         export = newest(gru_exports, name)
         largest = max((path for path in export.rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
@@ -357,14 +360,14 @@ class TestNegatives:
 
     def test_a_signature_whose_answer_is_not_known(self, gru_exports: Path) -> None:
         path = RunDirectory(gru_exports).answers(2)
-        answers = parity.read(path)
+        answers = examples.read(path)
         export = newest(gru_exports, "saved_model")
-        parity.write(path, {name: of for name, of in answers.items() if name != "serving_default"})
+        examples.write(path, {name: of for name, of in answers.items() if name != "serving_default"})
         rewrite_export(export)
         (found,) = verify(gru_exports, "saved_model")
         assert not found.match
         assert "serving_default is not compared: the trained model did not take" in found.complaints()[0]
-        parity.write(path, {name: of for name, of in answers.items() if name != "predict_dataset"})
+        examples.write(path, {name: of for name, of in answers.items() if name != "predict_dataset"})
         rewrite_export(export)
         (found,) = verify(gru_exports, "saved_model")
         assert found.match
@@ -414,13 +417,13 @@ class TestRehearsal:
 
     def source(self, run: Path) -> Source:
         return Source(
-            RunDirectory(run), [], Export(formats={}), parity.read(RunDirectory(run).requests), list
+            RunDirectory(run), [], Export(formats={}), examples.read(RunDirectory(run).requests), list
         )
 
     def test_a_model_without_a_keras_network(self, gru_run: Path) -> None:
         (gru_run / "checkpoints" / "network.json").unlink()
         with pytest.raises(ConfigError, match="export=keras needs a model that states its Keras network"):
-            formats.rehearse(self.source(gru_run), "keras")
+            exports.rehearse(self.source(gru_run), "keras")
 
     def test_a_network_that_is_no_signature(self, gru_run: Path) -> None:
         path = gru_run / "checkpoints" / "network.json"
@@ -428,14 +431,14 @@ class TestRehearsal:
         with pytest.raises(
             ConfigError, match=r"inputs and outputs are named as a signature's. Received: \['fe"
         ):
-            formats.rehearse(self.source(gru_run), "keras")
+            exports.rehearse(self.source(gru_run), "keras")
 
     def test_every_problem_is_said_at_once(self, gru_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(source: Source, directory: Path) -> Mapping[str, str]:
             raise ConfigError(["cannot"])
 
         for name in ("keras", "onnx"):
-            monkeypatch.setattr(formats.load(name), "write", fail)
+            monkeypatch.setattr(exports.load(name), "write", fail)
         options = Export(formats={"keras": True, "onnx": True, "saved_model": True})
         with pytest.raises(ConfigError) as refusal:
             exporting.rehearse(
@@ -447,9 +450,9 @@ class TestRehearsal:
     def test_a_format_that_can_hold_nothing(
         self, name: str, gru_run: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(formats.load(name), "_reason", lambda *arguments: "it is too beautiful")
+        monkeypatch.setattr(exports.load(name), "_reason", lambda *arguments: "it is too beautiful")
         with pytest.raises(ConfigError, match=r"can hold no signature of the model.*it is too beautiful"):
-            formats.rehearse(self.source(gru_run), name)
+            exports.rehearse(self.source(gru_run), name)
 
 
 class _Names(tf.Module):
@@ -474,7 +477,7 @@ def test_names_that_mean_something_else_in_onnx_are_left_out(tmp_path: Path) -> 
     names = {name: getattr(module, name) for name in ("serving_default", "model", "step")}
     tf.saved_model.save(module, str(tmp_path / "checkpoints" / "graph"), signatures=names)
     source = Source(RunDirectory(tmp_path), [], Export(formats={}), {}, list)
-    left_out = formats.load("onnx").write(source, tmp_path)
+    left_out = exports.load("onnx").write(source, tmp_path)
     assert sorted(left_out) == ["model", "step"]
     assert [path.name for path in tmp_path.glob("*.onnx")] == ["model.onnx"]
 
@@ -506,8 +509,8 @@ def test_predictions_are_scored_where_evaluate_cannot_be() -> None:
 
 
 def test_a_user_is_told_what_an_unscored_format_needs(gru_run: Path) -> None:
-    from pipeline import checkpoints
+    from pipeline.graphs import checkpoints
 
     graph = checkpoints.open_graph(RunDirectory(gru_run).graph)
     with pytest.raises(ConfigError, match=r"verified by scoring predictions.* Held: \[\]; score: stated"):
-        formats.evaluable("keras", {}, lambda: graph)
+        exports.evaluable("keras", {}, lambda: graph)

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import parity
-from pipeline.binding import ConfigError
-from pipeline.evaluation import Signature, Spec
+from pipeline.errors import ConfigError
+from pipeline.graphs import examples
+from pipeline.graphs.signatures import Signature, Spec
+from pipeline.verification import parity
 
 
 def signature(call: Any = dict, **inputs: Spec) -> Signature:
@@ -28,7 +29,7 @@ def test_requests_are_rows_of_the_data_where_they_can_be() -> None:
         prompt=Spec("string", ()),
     )
     arrays = {"images": np.array([[0, 255]] * 3, np.uint8), "tokens": np.arange(40).reshape(40, 1)}
-    request = parity.example_requests({"serve": served, "evaluate": served}, arrays)
+    request = examples.example_requests({"serve": served, "evaluate": served}, arrays)
     assert set(request) == {"serve"}
     found = request["serve"]
     assert found["images"].dtype == np.float32
@@ -46,15 +47,15 @@ def test_answers_survive_the_disk(tmp_path: Path) -> None:
         "step": {"a": np.array([[0.1, 2]], np.float32), "n": np.array(3)},
         "generate": {"text": np.array(b"ROMEO:\xc3\xa9")},
     }
-    parity.write(tmp_path / "answers.npz", arrays)
-    found = parity.read(tmp_path / "answers.npz")
+    examples.write(tmp_path / "answers.npz", arrays)
+    found = examples.read(tmp_path / "answers.npz")
     assert {name: set(of) for name, of in found.items()} == {name: set(of) for name, of in arrays.items()}
     for name, of in arrays.items():
         for key, value in of.items():
             np.testing.assert_array_equal(found[name][key], value)
     (tmp_path / "answers.npz").write_bytes(b"PK damaged")
     with pytest.raises(ConfigError, match="must be a whole NumPy archive"):
-        parity.read(tmp_path / "answers.npz")
+        examples.read(tmp_path / "answers.npz")
 
 
 def test_a_signature_that_does_not_take_its_request_is_left_out() -> None:
@@ -62,7 +63,7 @@ def test_a_signature_that_does_not_take_its_request_is_left_out() -> None:
         raise ValueError
 
     signatures = {"good": signature(lambda: {"y": [1]}), "bad": signature(refuse)}
-    assert set(parity.answer(signatures, {"good": {}, "bad": {}})) == {"good"}
+    assert set(examples.answer(signatures, {"good": {}, "bad": {}})) == {"good"}
 
 
 def compare(restored: Any, expected: Any, **tolerances: float) -> parity.Parity:

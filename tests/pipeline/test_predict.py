@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from pipeline import predict, predictor
-from pipeline.evaluation import Signature, Spec
+from pipeline.graphs.signatures import Signature, Spec
 from pipeline.predict import Settings
 from pipeline.predictor import Predictor
 from tests.cases import CASES

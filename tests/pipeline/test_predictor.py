@@ -13,19 +13,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import config, parity, predictor, sealed
-from pipeline.binding import ConfigError
-from pipeline.evaluation import Signature, Spec
+from pipeline import predictor
+from pipeline.config.formats import FORMATS
+from pipeline.errors import ConfigError
 from pipeline.formats.base import Manifest
+from pipeline.graphs import examples
+from pipeline.graphs.signatures import Signature, Spec
 from pipeline.predictor import RequestError
-from pipeline.run import RunDirectory
+from pipeline.runs import checksums
+from pipeline.runs.directory import RunDirectory
 from tests.cases import CASES
 from tests.conftest import Finished
 
 GRU, _, CHAR_LSTM, DENSE = CASES
 
 
-@pytest.mark.parametrize("name", config.FORMATS)
+@pytest.mark.parametrize("name", FORMATS)
 def test_the_interface_is_the_same_for_every_format(name: str, finished: Finished) -> None:
     run = RunDirectory(finished.of(GRU)[0])
     opened = predictor.open(run.path / "export" / name)
@@ -34,8 +37,8 @@ def test_the_interface_is_the_same_for_every_format(name: str, finished: Finishe
     serve = opened.signatures["serving_default"]
     assert str(serve.inputs["features"]) == "float32 [any, any, 30]"
     assert set(serve.outputs) == {"logits", "probabilities", "class_id"}
-    request = parity.read(run.requests)["serving_default"]
-    expected = parity.read(run.answers(2))["serving_default"]
+    request = examples.read(run.requests)["serving_default"]
+    expected = examples.read(run.answers(2))["serving_default"]
     outputs = opened(**request)
     for key, value in expected.items():
         assert type(outputs[key]) is np.ndarray
@@ -78,8 +81,8 @@ def export(finished: Finished, tmp_path: Path) -> Path:
         (None, "There is no receipt"),
         ("{}", "no receipt"),
         ('{"verdict": "match"}', "no receipt"),
-        (json.dumps(sealed.seal({"verdict": "mismatch"})), "receipt says mismatch"),
-        (json.dumps(sealed.seal({"verdict": "match", "files": {}})), "receipt is of other files"),
+        (json.dumps(checksums.seal({"verdict": "mismatch"})), "receipt says mismatch"),
+        (json.dumps(checksums.seal({"verdict": "match", "files": {}})), "receipt is of other files"),
     ],
 )
 def test_what_is_not_proven_is_refused(export: Path, receipt: str | None, message: str) -> None:
@@ -135,7 +138,7 @@ def test_no_export_and_a_damaged_one(export: Path, tmp_path: Path) -> None:
     (export / "manifest.json").write_text('{"format": "os"}')
     with pytest.raises(ConfigError, match="must say what the export holds: its seal is broken"):
         predictor.open(export)
-    (export / "manifest.json").write_text(json.dumps(sealed.seal({"format": "onnx"})))
+    (export / "manifest.json").write_text(json.dumps(checksums.seal({"format": "onnx"})))
     with pytest.raises(ConfigError, match="must say what the export holds. It is damaged: epochs must be"):
         predictor.open(export)
     (export / "manifest.json").write_text(manifest(format="os", epochs=[1]))
@@ -159,7 +162,7 @@ def manifest(*, format: str, epochs: list[int]) -> str:
         files={},
         answers={},
     )
-    return json.dumps(sealed.seal(vars(held)))
+    return json.dumps(checksums.seal(vars(held)))
 
 
 def served(call: Any = dict, **inputs: Spec) -> predictor.Served:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import processes
+from pipeline.cli import processes
 
 
 def look_around() -> None:

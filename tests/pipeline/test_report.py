@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import charts, report, sealed
+from pipeline import charts, report
 from pipeline.charts import Point, Series, chart, legend
-from pipeline.run import Row, RunDirectory
+from pipeline.runs import checksums
+from pipeline.runs.directory import RunDirectory
+from pipeline.runs.log import Row
 
 VOID = ("meta", "br", "hr", "img", "link", "input")
 
@@ -151,7 +153,7 @@ class Run:
             "epochs": self.epochs,
             "exports": [{"verdict": "match", "epochs": [found]} for found in self.exports],
         }
-        self.directory.verification.write_text(json.dumps(sealed.seal(receipt)))
+        self.directory.verification.write_text(json.dumps(checksums.seal(receipt)))
         for found in self.exports:
             (self.directory.path / found["artifact"]).mkdir(parents=True, exist_ok=True)
         report.write(self.directory)

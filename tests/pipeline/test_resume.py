@@ -18,11 +18,15 @@ from data.numbers import Numbers
 from data.tfrecord import TFRecord, Writer
 from models.base import BuiltModel
 from models.dense import DenseRegressor
-from pipeline import checkpoints, progress, resume, sealed, sessions, training
-from pipeline.binding import ConfigError
+from pipeline import resume
+from pipeline.errors import ConfigError
+from pipeline.graphs import checkpoints, sessions
 from pipeline.optimizers import SGD, Adam
-from pipeline.progress import Progress
-from pipeline.run import RunDirectory, naming
+from pipeline.runs import checksums, progress
+from pipeline.runs.directory import RunDirectory
+from pipeline.runs.files import naming
+from pipeline.runs.progress import Progress
+from pipeline.training import loop
 from tests.cases import CASES, Case
 from tests.conftest import Command, rewrite
 from tests.pipeline.test_training import DENSE, files, prepare
@@ -44,7 +48,7 @@ def go_on(path: Path, case: Case = DENSE, **changes: Any) -> bool:
 @pytest.fixture(autouse=True)
 def step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a training be stopped after any step."""
-    monkeypatch.setattr(training, "_next_chunk", lambda num_steps, elapsed: 1)
+    monkeypatch.setattr(loop, "_next_chunk", lambda num_steps, elapsed: 1)
 
 
 class Dropout(DenseRegressor):
@@ -265,7 +269,7 @@ class TestDamage:
         row = dataclasses.replace(run.read_rows()[2], files={"../../etc/passwd": "0"})
         with pytest.raises(ConfigError, match="The row of epoch 2 must have digests of its checkpoint"):
             run.check_row(row)
-        line = json.dumps(sealed.seal(dataclasses.asdict(row) | {"files": 3}))
+        line = json.dumps(checksums.seal(dataclasses.asdict(row) | {"files": 3}))
         with pytest.raises(ConfigError, match="Line 3 of .* Received: digests 3"):
             run.parse_row(2, line)
 
@@ -298,26 +302,26 @@ def test_a_new_run_has_no_progress(tmp_path: Path) -> None:
 
 def test_seals() -> None:
     facts: dict[Any, Any] = {"b": [1, {"x": (1.5, None)}], 3: "a"}
-    text = json.dumps(sealed.seal(facts), indent=2)
-    assert sealed.unseal(text) == {"b": [1, {"x": [1.5, None]}], "3": "a"}
+    text = json.dumps(checksums.seal(facts), indent=2)
+    assert checksums.unseal(text) == {"b": [1, {"x": [1.5, None]}], "3": "a"}
     for broken in (text.replace("1.5", "1.6"), text.replace("sha256", "sha255"), "{}", "[]", "3"):
         with pytest.raises(ValueError, match="broken|no JSON object"):
-            sealed.unseal(broken)
+            checksums.unseal(broken)
     with pytest.raises(ValueError, match="it is nested too deeply"):
-        sealed.unseal("[" * 200_000)
+        checksums.unseal("[" * 200_000)
 
 
 def test_no_file_outside_is_opened(tmp_path: Path) -> None:
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "link").symlink_to("/dev/zero")
     for name in ("../secret", "/etc/passwd", "link"):
-        (problem,) = sealed.problems(tmp_path / "export", {name: "0"})
+        (problem,) = checksums.problems(tmp_path / "export", {name: "0"})
         assert f"must be inside of {tmp_path / 'export'}" in problem
 
 
 @pytest.mark.parametrize("name", ["a\0b", "\ud800", "a" * 300])
 def test_a_name_that_is_none_is_a_problem(name: str, tmp_path: Path) -> None:
-    (problem,) = sealed.problems(tmp_path, {name: "0"})
+    (problem,) = checksums.problems(tmp_path, {name: "0"})
     assert problem.startswith(f"{tmp_path} must hold {name!r}. Reading it failed: ")
 
 

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import lock, sealed
-from pipeline.binding import ConfigError
-from pipeline.run import Row, RunDirectory, staged, write_text
+from pipeline.errors import ConfigError
+from pipeline.runs import checksums, locks
+from pipeline.runs.directory import RunDirectory
+from pipeline.runs.files import staged, write_text
+from pipeline.runs.log import Row
 
 ROWS = [
     Row(
@@ -64,7 +66,7 @@ def test_a_lock_is_gone_with_its_process(run: RunDirectory) -> None:
 
 HOLD = """
 import sys, time, pathlib
-from pipeline.run import RunDirectory
+from pipeline.runs.directory import RunDirectory
 with RunDirectory(pathlib.Path(sys.argv[1])).claimed():
     print("held", flush=True)
     time.sleep(60)
@@ -83,7 +85,7 @@ def test_a_file_system_without_locks(
     monkeypatch.setattr("fcntl.flock", refuse(errno.ENOLCK))
     with run.claimed():
         assert f"{run.path} cannot be locked: No locks available" in caplog.text
-    with lock.turn(run.verification):
+    with locks.turn(run.verification):
         pass
     monkeypatch.setattr("fcntl.flock", refuse(errno.EIO))
     with pytest.raises(OSError, match="Input/output"), run.claimed():
@@ -94,11 +96,11 @@ def test_who_changes_the_same_file_waits_for_a_turn(run: RunDirectory) -> None:
     order = []
 
     def change() -> None:
-        with lock.turn(run.verification):
+        with locks.turn(run.verification):
             order.append("second")
 
     other = threading.Thread(target=change)
-    with lock.turn(run.verification):
+    with locks.turn(run.verification):
         other.start()
         other.join(0.2)
         order.append("first")
@@ -183,7 +185,7 @@ def test_the_log_keeps_every_bit(run: RunDirectory) -> None:
 
 def line(epoch: int, **changes: Any) -> str:
     """Return a line of the log, with some of its values replaced."""
-    return json.dumps(sealed.seal({**dataclasses.asdict(ROWS[epoch]), **changes})) + "\n"
+    return json.dumps(checksums.seal({**dataclasses.asdict(ROWS[epoch]), **changes})) + "\n"
 
 
 def test_a_line_that_a_crash_cut_short_is_left_out(run: RunDirectory) -> None:
@@ -204,7 +206,7 @@ def test_a_line_that_a_crash_cut_short_is_left_out(run: RunDirectory) -> None:
         (b"\xff\n", "Line 1 of .* must be the row of epoch 0"),
         ('{"epoch": 0\n', "Line 1 of .* must be the row of epoch 0"),
         ("[]\n", "Line 1 of .* must be the row of epoch 0"),
-        (json.dumps(sealed.seal({"epoch": 0})) + "\n", "Line 1 of .*missing 4 required"),
+        (json.dumps(checksums.seal({"epoch": 0})) + "\n", "Line 1 of .*missing 4 required"),
         ('{"epoch": 0}\n', "Line 1 of .*its seal is broken"),
         (line(0, checkpoint="checkpoints/epoch-0001"), "with checkpoints/epoch-0000. Received: epoch 0 with"),
         (line(1), "Line 1 of .*Received: epoch 1 with checkpoints/epoch-0001"),
@@ -229,8 +231,8 @@ def test_a_damaged_log_is_named(run: RunDirectory, text: str | bytes | None, mes
         ("{", "must be as the run wrote it. Reading it failed: Expecting"),
         ("[]", "it is no JSON object"),
         ("{}", "its seal is broken"),
-        (json.dumps(sealed.seal({})), "must hold seed. It does not: it is damaged"),
-        (json.dumps(sealed.seal({"seed": 0, "data": 3})), "must hold data.fingerprint"),
+        (json.dumps(checksums.seal({})), "must hold seed. It does not: it is damaged"),
+        (json.dumps(checksums.seal({"seed": 0, "data": 3})), "must hold data.fingerprint"),
     ],
 )
 def test_damaged_facts_are_named(run: RunDirectory, text: str | None, message: str) -> None:

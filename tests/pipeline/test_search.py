@@ -24,11 +24,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import TrialState
 
-from pipeline import config as configs
 from pipeline import ledger as ledgers
 from pipeline import search as searches
-from pipeline.binding import ConfigError
-from pipeline.composition import plain_values
+from pipeline.cli.composition import plain_values
+from pipeline.config import checks
+from pipeline.config.formats import EXTRAS
+from pipeline.errors import ConfigError
 from pipeline.ledger import Ledger, Trial
 from pipeline.search import Grid, Options, Search, Space
 from tests.conftest import Command
@@ -604,8 +605,8 @@ class TestCommand:
 
 
 def test_a_search_without_its_packages_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(configs.EXTRAS, "sweep", ("optuna", "no_such_package"))
-    assert configs.lacks("hydra/sweeper=optuna", "sweep") == (
+    monkeypatch.setitem(EXTRAS, "sweep", ("optuna", "no_such_package"))
+    assert checks.lacks("hydra/sweeper=optuna", "sweep") == (
         "hydra/sweeper=optuna needs no_such_package. Not installed. "
         "Install the extra: pip install 'roundtrip[sweep]'."
     )

@@ -10,13 +10,13 @@ import pytest
 import tensorflow as tf
 
 from models.base import BuiltModel, signature
-from pipeline import checkpoints, sessions
-from pipeline.binding import ConfigError
-from pipeline.checkpoints import Graph
-from pipeline.config import Export
+from pipeline.config.schema import Export
+from pipeline.errors import ConfigError
 from pipeline.formats import onnx, tflite
 from pipeline.formats.base import Source
-from pipeline.run import RunDirectory
+from pipeline.graphs import checkpoints, sessions
+from pipeline.graphs.checkpoints import Graph
+from pipeline.runs.directory import RunDirectory
 
 X = tf.TensorSpec([None, 2], tf.float32, "x")
 PIXELS = tf.TensorSpec([None, 2], tf.uint8, "x")

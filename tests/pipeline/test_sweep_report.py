@@ -18,8 +18,8 @@ import pytest
 
 from pipeline import charts, page, sweep_report
 from pipeline import ledger as ledgers
-from pipeline.binding import ConfigError
 from pipeline.charts import Curve, Point, Series, bars, chart, parallel, parallel_legend, shortened
+from pipeline.errors import ConfigError
 from pipeline.ledger import Ledger, Trial
 from tests.pipeline.test_report import Page
 

@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 from pipeline import ledger as ledgers
 from pipeline import sweep_report, sweeps, trials
-from pipeline.binding import ConfigError
-from pipeline.command import Job, Result, StopRequested, register_resolvers
+from pipeline.cli.command import Job, Result, register_resolvers
+from pipeline.cli.stop import StopRequested
+from pipeline.errors import ConfigError
 from pipeline.ledger import Ledger, Trial
 from pipeline.round_trip import check, round_trip
 from tests.conftest import Command

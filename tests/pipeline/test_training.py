@@ -13,12 +13,14 @@ import tensorflow as tf
 from data.numbers import Numbers
 from models.base import BuiltModel, signature
 from models.dense import DenseRegressor
-from pipeline import checkpoints, parity, training
-from pipeline.binding import ConfigError
-from pipeline.evaluation import Signature, Spec, initial_state
+from pipeline.errors import ConfigError
+from pipeline.graphs import checkpoints, examples
+from pipeline.graphs.evaluation import initial_state
+from pipeline.graphs.signatures import Signature, Spec
 from pipeline.optimizers import SGD, Adam
-from pipeline.run import RunDirectory
-from pipeline.training import NonFiniteLoss, Training
+from pipeline.runs.directory import RunDirectory
+from pipeline.training import loop, setup
+from pipeline.training.loop import NonFiniteLoss, Training
 from tests.cases import CASES, Case, policy
 
 DENSE = CASES[-1]
@@ -47,7 +49,7 @@ def prepare(path: Path, case: Case = DENSE, **changes: Any) -> Training:
     model = arguments.pop("model", case.model())
     optimizer = arguments.pop("optimizer", Adam(learning_rate=0.1))
     tf.keras.utils.set_random_seed(0)
-    return training.prepare(run, model, dataset, optimizer, **arguments)
+    return setup.prepare(run, model, dataset, optimizer, **arguments)
 
 
 def files(path: Path) -> dict[str, bytes]:
@@ -60,7 +62,7 @@ def files(path: Path) -> dict[str, bytes]:
 
 def test_order_is_a_function_of_seed_and_epoch() -> None:
     def order(seed: int, epoch: int) -> list[list[int]]:
-        rows = training.order(7, 2, seed=seed, epoch=epoch, ordered=False)
+        rows = loop.order(7, 2, seed=seed, epoch=epoch, ordered=False)
         assert rows.shape == (3, 2)
         assert len(set(rows.ravel())) == 6
         return rows.tolist()
@@ -70,7 +72,7 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
 
 
 def test_ordered_data_stays_in_order() -> None:
-    rows = training.order(6, 2, seed=0, epoch=3, ordered=True)
+    rows = loop.order(6, 2, seed=0, epoch=3, ordered=True)
     assert rows.tolist() == [[0, 1], [2, 3], [4, 5]]
 
 
@@ -90,7 +92,7 @@ def test_two_runs_give_the_same_bits(case: Case, compile: str, tmp_path: Path) -
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_step_is_traced_once(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many chunks and epochs there are, and whatever the length of a chunk."""
-    monkeypatch.setattr(training, "CHUNK_SECS", 0.0)
+    monkeypatch.setattr(loop, "CHUNK_SECS", 0.0)
     prepared = prepare(tmp_path, case)
     calls = []
 
@@ -105,16 +107,16 @@ def test_a_step_is_traced_once(case: Case, tmp_path: Path, monkeypatch: pytest.M
 
 def test_chunks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(tmp_path / "few").fit()
-    monkeypatch.setattr(training, "_next_chunk", lambda num_steps, elapsed: 1)
+    monkeypatch.setattr(loop, "_next_chunk", lambda num_steps, elapsed: 1)
     prepare(tmp_path / "many").fit()
     assert files(tmp_path / "few") == files(tmp_path / "many")
 
 
 def test_chunks_grow_to_their_time_and_shrink_at_once() -> None:
-    assert training._next_chunk(1, elapsed_secs=1e-5) == 4
-    assert training._next_chunk(100, elapsed_secs=0.25) == 100
-    assert training._next_chunk(100, elapsed_secs=25) == 1
-    assert training._next_chunk(1, elapsed_secs=100) == 1
+    assert loop._next_chunk(1, elapsed_secs=1e-5) == 4
+    assert loop._next_chunk(100, elapsed_secs=0.25) == 100
+    assert loop._next_chunk(100, elapsed_secs=25) == 1
+    assert loop._next_chunk(1, elapsed_secs=100) == 1
 
 
 def test_the_log_has_a_row_before_training_and_one_an_epoch(tmp_path: Path) -> None:
@@ -134,7 +136,7 @@ def test_each_row_is_gathered_once_an_epoch_and_state_is_carried(tmp_path: Path)
     trained = prepare(tmp_path / "run", lstm, epochs=1)
     compiled = trained.compile()
     dataset = trained.dataset
-    rows = training.order(dataset.num_train, dataset.batch_size, seed=0, epoch=1, ordered=True)
+    rows = loop.order(dataset.num_train, dataset.batch_size, seed=0, epoch=1, ordered=True)
     start = [variable.numpy() for variable in trained.built.weights.values()]
     state = initial_state(trained.signatures, dataset.batch_size)
     losses, last_state = compiled.steps(tf.constant(rows), tf.constant(0), tf.constant(5), state)
@@ -208,11 +210,11 @@ def test_a_model_that_cannot_be_evaluated_is_refused(
         for name, (inputs, outputs) in signatures.items()
     }
     with pytest.raises(ConfigError, match=message):
-        training._check_signatures(made, {"feature", "target"}, ["loss"])
+        setup._check_signatures(made, {"feature", "target"}, ["loss"])
 
 
 def test_stopping_keeps_what_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "_next_chunk", lambda num_steps, elapsed: 1)
+    monkeypatch.setattr(loop, "_next_chunk", lambda num_steps, elapsed: 1)
     asked = iter([False] * 7 + [True])
     trained = prepare(tmp_path / "run", stopped=lambda: next(asked))
     assert trained.fit() is False
@@ -233,7 +235,7 @@ def test_a_loss_that_is_no_number_stops_at_its_step(tmp_path: Path) -> None:
     assert [row.epoch for row in rows] == [0]
 
     again = prepare(tmp_path / "again", optimizer=SGD(learning_rate=1e30, momentum=0.0))
-    order = training.order(100, 20, seed=0, epoch=1, ordered=False)
+    order = loop.order(100, 20, seed=0, epoch=1, ordered=False)
     steps = again.compile().steps
     losses = steps(tf.constant(order), tf.constant(0), tf.constant(5), {})[0].numpy()
     first_bad = int(np.flatnonzero(~np.isfinite(losses))[0]) + 1
@@ -270,7 +272,7 @@ class Seeded:
 
 def test_the_loss_receives_the_seed_and_the_step(tmp_path: Path) -> None:
     trained = prepare(tmp_path / "run", model=Seeded(), seed=3)
-    rows = tf.constant(training.order(100, 20, seed=0, epoch=1, ordered=False))
+    rows = tf.constant(loop.order(100, 20, seed=0, epoch=1, ordered=False))
     losses, _ = trained.compile().steps(rows, tf.constant(0), tf.constant(5), {})
     assert losses.numpy().tolist() == [3000, 3001, 3002, 3003, 3004]
 
@@ -322,4 +324,4 @@ class WithExamples(DenseRegressor):
 
 def test_a_model_gives_its_own_examples(tmp_path: Path) -> None:
     trained = prepare(tmp_path / "run", model=WithExamples())
-    assert parity.read(trained.run.requests)["serving_default"]["number"].tolist() == [[7.0]]
+    assert examples.read(trained.run.requests)["serving_default"]["number"].tolist() == [[7.0]]

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from pipeline.binding import ConfigError
-from pipeline.config import Verify
-from pipeline.parity import Parity
-from pipeline.receipts import metrics_table, parity_table
-from pipeline.run import Row
-from pipeline.verification import Tolerance, Verified, compare, tolerance_of
+from pipeline.config.schema import Verify
+from pipeline.errors import ConfigError
+from pipeline.runs.log import Row
+from pipeline.verification.comparison import Tolerance, Verified, compare, tolerance_of
+from pipeline.verification.parity import Parity
+from pipeline.verification.tables import metrics_table, parity_table
 
 
 def verified(epoch: int, logged: float = 0.5, restored: float | None = None) -> Verified:

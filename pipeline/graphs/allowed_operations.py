@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from pipeline.binding import ConfigError
+from pipeline.errors import ConfigError
 
 # Without the number of their version, such as V2. Left out are all that open files (ImmutableConst,
 # CacheDataset, InitializeTableFromTextFile, Print among them), gradients, queues and quantized kernels.

@@ -13,13 +13,10 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Self
@@ -29,27 +26,26 @@ from hydra._internal.utils import get_args_parser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from pipeline import processes
-from pipeline.binding import ConfigError
-from pipeline.composition import CONF, HYDRA_ERRORS, compose_and_check, help_text, hydra_app, in_one_line
+from pipeline.cli import processes
+from pipeline.cli.composition import CONF, HYDRA_ERRORS, compose_and_check, help_text, hydra_app, in_one_line
+from pipeline.cli.stop import StopRequested
+from pipeline.errors import ConfigError
 
 DONE, FAILED, BAD_INPUT, MISMATCH = 0, 1, 2, 3
+
+
 HYDRA_FLAGS = ("hydra_help", "cfg", "info", "shell_completion")
+
+
 """Flags that ask Hydra for something other than a job."""
+
 
 NOTHING_LOST = (
     "What was written before is whole; when the cause is gone, the same command goes on from there."
 )
 
+
 log = logging.getLogger(__name__)
-
-
-class StopRequested(BaseException):
-    """The command was told to stop by a signal, and did so in good order; a sweep stops with it."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
-        self.exit_code = 128 + signal_number
 
 
 class Result(float):
@@ -211,53 +207,6 @@ def _run_job_or_sweep(
 
 def _code(returned: Any) -> int:
     return returned.code if isinstance(returned, Result) else int(returned)
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in the list given, instead of being stopped by the first of them.
-
-    The second one takes effect as usual, for whoever cannot wait. Outside the main thread, where
-    Python delivers no signals, the list stays empty.
-    """
-    received: list[int] = []
-    before: dict[int, Any] = {}
-
-    def remember(number: int, frame: object) -> None:
-        received.append(number)
-        log.warning("%s: stopping in good order; once more to stop at once", signal.Signals(number).name)
-        restore()
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, remember)
-    try:
-        yield received
-    finally:
-        restore()
-
-
-def stop_if(received: Sequence[int]) -> None:
-    """Raise what stops the command if a signal was received; see `stop_signals`.
-
-    Raises:
-        StopRequested: One was.
-    """
-    if received:
-        raise StopRequested(received[0])
-
-
-def override(key: str, value: object) -> str:
-    """Return an override for a command line of Hydra's, the value quoted if its grammar needs that."""
-    text = str(value)
-    if re.fullmatch(r"[\w./-]+", text):
-        return f"{key}={text}"
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'{key}="{escaped}"'
 
 
 def in_fresh_process(module: str, overrides: Sequence[str], received: Sequence[int]) -> int:

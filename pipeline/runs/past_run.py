@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import binding, sealed
-from pipeline.binding import ConfigError
-from pipeline.config import Best, Train, Verify
-from pipeline.epochs import Policy
-from pipeline.run import Row, RunDirectory
+from pipeline.config import binding
+from pipeline.config.schema import Best, Train, Verify
+from pipeline.errors import ConfigError
+from pipeline.runs import checksums
+from pipeline.runs.directory import RunDirectory
+from pipeline.runs.log import Row
+from pipeline.runs.policy import Policy
 
 if TYPE_CHECKING:
     from data.base import Source
@@ -82,7 +84,7 @@ def read(
     run = RunDirectory(run_dir)
     facts = run.read_facts()
     rows = run.read_rows()
-    if changed := sealed.problems(run.path, facts["files"]):
+    if changed := checksums.problems(run.path, facts["files"]):
         raise ConfigError(changed)
     sections = facts["config"]
     problems: list[str] = []

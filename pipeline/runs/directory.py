@@ -10,7 +10,7 @@ report.html      all of it as a page
 tensorboard/     event files
 .lock            which process writes here
 
-JSON objects are sealed (`pipeline.sealed`): a file that was changed is told from one that is whole.
+JSON objects are sealed (`pipeline.runs.checksums`): a file that was changed is told from one that is whole.
 """
 
 from __future__ import annotations
@@ -23,20 +23,26 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import lock, sealed
-from pipeline.binding import ConfigError
-
-Metrics = dict[str, float]
+from pipeline.errors import ConfigError
+from pipeline.runs import checksums, locks
+from pipeline.runs.files import _is_alive, _remove, naming, staged, sync, write_text
+from pipeline.runs.log import Row, _line
 
 WRITTEN = ("checkpoints", "export", "metrics.jsonl", "run.json")
+
+
 """What shows that a run was in a directory."""
 
+
 BEGINNING = re.compile(r"graph|network\.json|requests\.npz|epoch-0000\..*|\..*\.staging")
+
+
 """What is in `checkpoints/` before the first line of the log is."""
+
 
 REQUIRED_FACTS: Mapping[str, type] = {
     "seed": int,
@@ -48,37 +54,27 @@ REQUIRED_FACTS: Mapping[str, type] = {
     "overrides": list,
     "files": dict,
 }
+
+
 """What of `run.json` is needed to come back to the run."""
 
+
 NETWORK = "network.json"
+
+
 """Beside the graph: the description of the Keras network, where the model has one."""
 
+
 INDEX, DATA = ".index", ".data-00000-of-00001"
+
+
 """What the files of a checkpoint end in."""
 
+
 PATTERN_CHARACTERS = frozenset("*?[\\")
+
+
 """Characters that TensorFlow's file system reads as a pattern."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the log: the metrics after an epoch, and the checkpoint that holds its weights.
-
-    Attributes:
-        epoch: Epochs trained; 0 is before the first step.
-        step: Optimizer steps taken.
-        train: Mean of the training batches' losses over the epoch; `None` for epoch 0.
-        test: Metrics of the held-out split.
-        checkpoint: Path of the checkpoint, relative to the run directory, without its suffix.
-        files: SHA-256 of each of its files, by their names in `checkpoints/`.
-    """
-
-    epoch: int
-    step: int
-    train: Metrics | None
-    test: Metrics
-    checkpoint: str
-    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -137,11 +133,11 @@ class RunDirectory:
                     f"{listed} and no log of it; it is left as it was. Choose another directory."
                 ]
             )
-        lock.check_free(self.path)
+        locks.check_free(self.path)
 
     def _found(self) -> Iterator[str]:
         """Yield what is here besides the beginning of a run that was killed before its first line."""
-        was_claimed = (self.path / lock.NAME).exists()
+        was_claimed = (self.path / locks.NAME).exists()
         for name in WRITTEN:
             path = self.path / name
             if was_claimed and name == "checkpoints" and path.is_dir():
@@ -167,7 +163,7 @@ class RunDirectory:
         """
         self.check_usable()
         self.path.mkdir(parents=True, exist_ok=True)
-        with lock.locked(self.path):
+        with locks.locked(self.path):
             try:
                 self._clean()
                 (self.path / "checkpoints").mkdir(exist_ok=True)
@@ -191,7 +187,7 @@ class RunDirectory:
 
     def write_facts(self, facts: Mapping[str, Any]) -> None:
         """Write `run.json`, sealed."""
-        write_text(self.path / "run.json", json.dumps(sealed.seal(facts), indent=2) + "\n")
+        write_text(self.path / "run.json", json.dumps(checksums.seal(facts), indent=2) + "\n")
 
     def read_facts(self) -> dict[str, Any]:
         """Read `run.json`.
@@ -202,7 +198,7 @@ class RunDirectory:
         path = self.path / "run.json"
         self._check_path("run_dir")
         try:
-            facts = sealed.unseal(path.read_text())
+            facts = checksums.unseal(path.read_text())
         except OSError as error:
             raise ConfigError(
                 [f"run_dir must be a directory that a run has written. {path}: {error.strerror}."]
@@ -220,7 +216,7 @@ class RunDirectory:
     def shared_files(self) -> dict[str, str]:
         """Return the digests of the files that every epoch needs: the graph and what belongs to it."""
         folder = self.graph.parent
-        return sealed.digests(self.path, [*self.graph.rglob("*"), folder / NETWORK, self.requests])
+        return checksums.digests(self.path, [*self.graph.rglob("*"), folder / NETWORK, self.requests])
 
     def append_row(self, row: Row) -> None:
         """Append a line to the log; once this returns, no crash loses it."""
@@ -269,7 +265,7 @@ class RunDirectory:
         """
         expected = str(self.checkpoint(epoch).relative_to(self.path))
         try:
-            row = Row(**sealed.unseal(line))
+            row = Row(**checksums.unseal(line))
             if (row.epoch, row.checkpoint) != (epoch, expected):
                 raise ValueError(f"epoch {row.epoch} with {row.checkpoint}")
             if not isinstance(row.files, dict):
@@ -300,7 +296,7 @@ class RunDirectory:
                     f"Received: {list(row.files)}."
                 ]
             )
-        if problems := sealed.problems(prefix.parent, row.files):
+        if problems := checksums.problems(prefix.parent, row.files):
             raise ConfigError([f"Epoch {row.epoch}: {problem}" for problem in problems])
 
     def newest_export(self, format: str) -> Path | None:
@@ -331,64 +327,3 @@ class RunDirectory:
         parent = self.path / "export" / format
         found = [path for path in parent.glob("*") if path.name.isdecimal()]
         return sorted(found, key=lambda path: int(path.name))
-
-
-def _line(row: Row) -> str:
-    return json.dumps(sealed.seal(asdict(row))) + "\n"
-
-
-@contextmanager
-def staged(target: Path) -> Iterator[Path]:
-    """Give a path beside `target` to write to; sync and rename it to `target` if all goes well.
-
-    The path is a file's or a directory's, as the caller makes it. On an exception it is removed.
-    """
-    staging = target.with_name(f".{target.name}.{os.getpid()}.staging")
-    try:
-        with naming(target):
-            yield staging
-        for path in [staging, *staging.rglob("*")] if staging.is_dir() else [staging]:
-            sync(path)
-        staging.rename(target)
-        sync(target.parent)
-    except BaseException:
-        _remove(staging)
-        raise
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Name the file in an error that says only what is wrong with it, such as a disk that is full."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None or error.filename is not None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file in one step: whoever reads `path` finds the old text or the new."""
-    with staged(path) as staging:
-        staging.write_text(text)
-
-
-def _is_alive(pid: str) -> bool:
-    """Return whether a process of this machine may still write what it has staged."""
-    return pid.isdecimal() and int(pid) != os.getpid() and Path(f"/proc/{pid}").exists()
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file's contents, or a directory's entries, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

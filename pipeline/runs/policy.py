@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.binding import ConfigError, unknown
-from pipeline.config import Best, Train
-from pipeline.run import Row
+from pipeline.config.schema import Best, Train
+from pipeline.errors import ConfigError, unknown
+from pipeline.runs.log import Row
 
 
-def select(rows: Sequence[Row], epochs: Any, best: Best, kept: set[int] | None = None) -> list[Row]:
+def select_rows(rows: Sequence[Row], epochs: Any, best: Best, kept: set[int] | None = None) -> list[Row]:
     """Return the rows of some epochs.
 
     Args:
@@ -91,7 +91,7 @@ class Policy:
         if self.train.keep == "all":
             return {row.epoch for row in rows}
         num_last = 1 if self.train.keep == "best" else self.train.keep
-        (best,) = select(rows, "best", self.best)
+        (best,) = select_rows(rows, "best", self.best)
         listed = self.exported if isinstance(self.exported, list) else [self.exported]
         last = {row.epoch for row in rows[-num_last:]}
         return last | {best.epoch} | {epoch for epoch in listed if type(epoch) is int and epoch < len(rows)}

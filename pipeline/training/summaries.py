@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from pipeline.binding import first_line
+from pipeline.errors import first_line
 
 
 class EventWriter:

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from pipeline import checkpoints, formats, parity
-from pipeline.binding import ConfigError
-from pipeline.config import Export, Verify
+from pipeline.config.schema import Export, Verify
+from pipeline.errors import ConfigError
+from pipeline.formats import exports
 from pipeline.formats.base import Requests, Source
-from pipeline.run import Row, RunDirectory
+from pipeline.graphs import checkpoints, examples
+from pipeline.runs.directory import RunDirectory
+from pipeline.runs.log import Row
 
 if TYPE_CHECKING:
     from data.base import Dataset
@@ -39,11 +41,11 @@ def rehearse(source: Source, before_each: Callable[[], None] = lambda: None) -> 
         ConfigError: With every format that cannot be verified, and why.
     """
     problems: list[str] = []
-    made = [name for name in source.options.chosen if not formats.load(name).TRAITS.copied]
+    made = [name for name in source.options.chosen if not exports.load(name).TRAITS.copied]
     for name in tqdm(made, desc="rehearse exports", unit="format", disable=None, leave=False):
         before_each()
         try:
-            left_out = formats.rehearse(replace(source, rows=[]), name)
+            left_out = exports.rehearse(replace(source, rows=[]), name)
         except ConfigError as error:
             problems += error.problems
             continue
@@ -58,7 +60,7 @@ def export(source: Source, before_each: Callable[[], None] = lambda: None) -> No
     numbers = ", ".join(map(str, source.numbers))
     for name in tqdm(source.options.chosen, desc="export", unit="format", disable=None, leave=False):
         before_each()
-        directory = formats.export(source, name)
+        directory = exports.export(source, name)
         log.info("exported epoch%s %s: %s", "s" if len(source.numbers) > 1 else "", numbers, directory)
 
 
@@ -66,10 +68,10 @@ def record_answers(run: RunDirectory, rows: Sequence[Row]) -> None:
     """Write what the run's graph answers with the variables of each epoch, where the training did not."""
     missing = [row for row in rows if not run.answers(row.epoch).exists()]
     if missing:
-        graph, requests = checkpoints.open_graph(run.graph), parity.read(run.requests)
+        graph, requests = checkpoints.open_graph(run.graph), examples.read(run.requests)
         for row in missing:
             checkpoints.restore_row(run, row, {"weights": graph.weights})
-            parity.write(run.answers(row.epoch), parity.answer(graph.functions, requests))
+            examples.write(run.answers(row.epoch), examples.answer(graph.functions, requests))
 
 
 def source(
@@ -80,7 +82,7 @@ def source(
         run,
         sorted(rows, key=lambda row: row.epoch),
         options,
-        parity.read(run.requests),
+        examples.read(run.requests),
         functools.partial(_calibration, run, dataset),
         verify.quantized_tolerance or 0.0,
     )
@@ -97,14 +99,14 @@ def _calibration(run: RunDirectory, dataset: Dataset) -> list[Requests]:
         and set(signature.inputs) <= {*dataset.train, *signature.carried}
     }
     states: dict[str, Any] = {
-        name: signatures["initial_state"].call(batch_size=np.asarray(parity.BATCH_SIZE, np.int32))
+        name: signatures["initial_state"].call(batch_size=np.asarray(examples.BATCH_SIZE, np.int32))
         for name, signature in known.items()
         if signature.carried
     }
     requests: list[Requests] = []
-    for start in range(0, min(dataset.num_train, NUM_CALIBRATION * parity.BATCH_SIZE), parity.BATCH_SIZE):
+    for start in range(0, min(dataset.num_train, NUM_CALIBRATION * examples.BATCH_SIZE), examples.BATCH_SIZE):
         arrays = {name: array[start:] for name, array in dataset.train.items()}
-        batch = parity.example_requests(known, arrays)
+        batch = examples.example_requests(known, arrays)
         for name, signature in known.items():
             if signature.carried:
                 batch[name] |= {key: np.asarray(states[name][key]) for key in signature.carried}

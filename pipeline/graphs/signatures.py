@@ -5,7 +5,6 @@ Nothing here imports TensorFlow: the functions may be of any runtime.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,10 @@ import numpy as np
 
 Arrays = Mapping[str, Any]
 
+
 SESSION_GRAPH = "session_graph"
+
+
 """How the tensors of a TF1 graph are called among signatures, where they have names of their own."""
 
 
@@ -77,42 +79,6 @@ class Signature:
     def carried(self) -> tuple[str, ...]:
         """Names of the state that is carried from batch to batch."""
         return tuple(name for name in self.outputs if name in self.inputs)
-
-
-def initial_state(signatures: Mapping[str, Signature], batch_size: int) -> dict[str, Any]:
-    """Return the carried state before the first batch; empty for a stateless model."""
-    if not signatures["evaluate"].carried:
-        return {}
-    return dict(signatures["initial_state"].call(batch_size=np.asarray(batch_size, np.int32)))
-
-
-def evaluate(
-    signatures: Mapping[str, Signature], arrays: Mapping[str, Any], *, batch_size: int
-) -> dict[str, float]:
-    """Evaluate a split through the signature `evaluate`.
-
-    The signature returns sums over a batch; they are added in float64 and divided once, by `count`.
-
-    Args:
-        signatures: `evaluate`, and `initial_state` where state is carried.
-        arrays: Tensors or arrays of the split, rows first.
-        batch_size: Rows in a batch; the last batch may have fewer, unless state is carried.
-
-    Returns:
-        Metrics by name: `loss` for the output `loss_sum`, and so on.
-    """
-    signature = signatures["evaluate"]
-    carried = initial_state(signatures, batch_size)
-    totals: defaultdict[str, float] = defaultdict(float)
-    num_rows = len(next(iter(arrays.values())))
-    for start in range(0, num_rows, batch_size):
-        batch = {name: array[start : start + batch_size] for name, array in arrays.items()}
-        outputs = dict(signature.call(**batch, **carried))
-        carried = {name: outputs.pop(name) for name in signature.carried}
-        for name, value in outputs.items():
-            totals[name] += float(np.asarray(value))
-    count = totals.pop("count")
-    return {name.removesuffix("_sum"): total / count for name, total in sorted(totals.items())}
 
 
 def predicting(signatures: Mapping[str, Signature], evaluate: Signature) -> str | None:

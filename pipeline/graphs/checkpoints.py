@@ -19,10 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline import operations, sealed
-from pipeline.binding import ConfigError, first_line
-from pipeline.evaluation import SESSION_GRAPH, Signature, Spec
-from pipeline.run import DATA, INDEX, NETWORK, Row, RunDirectory, staged, sync, write_text
+from pipeline.errors import ConfigError, first_line
+from pipeline.graphs import allowed_operations
+from pipeline.graphs.signatures import SESSION_GRAPH, Signature, Spec
+from pipeline.runs import checksums
+from pipeline.runs.directory import DATA, INDEX, NETWORK, RunDirectory
+from pipeline.runs.files import staged, sync, write_text
+from pipeline.runs.log import Row
 
 if TYPE_CHECKING:
     from models.base import BuiltModel
@@ -95,7 +98,7 @@ def write_graph(path: Path, built: BuiltModel) -> None:
         write_text(path.with_name(NETWORK), json.dumps(description, indent=2) + "\n")
     with staged(path) as staging, writing(path):
         tf.saved_model.save(module, str(staging), signatures=dict(built.signatures))
-        operations.check_saved_model(staging)  # Better now than when it is to be verified.
+        allowed_operations.check_saved_model(staging)  # Better now than when it is to be verified.
 
 
 def open_graph(path: Path) -> Graph:
@@ -104,7 +107,7 @@ def open_graph(path: Path) -> Graph:
     Raises:
         ConfigError: It is missing or damaged, or has an operation that is not allowed.
     """
-    operations.check_saved_model(path)
+    allowed_operations.check_saved_model(path)
     try:
         loaded = tf.saved_model.load(str(path))
         weights = dict(loaded.weights)
@@ -144,7 +147,7 @@ def write_checkpoint(prefix: Path, groups: Groups) -> dict[str, str]:
             checkpoint.write(str(staging / prefix.name))
         for suffix in (DATA, INDEX):
             file = staging / (prefix.name + suffix)
-            files[file.name] = sealed.digest(file)
+            files[file.name] = checksums.digest(file)
             sync(file)
             file.rename(prefix.with_name(file.name))
         sync(prefix.parent)

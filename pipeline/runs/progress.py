@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipeline import sealed
-from pipeline.binding import ConfigError
-from pipeline.run import Row, RunDirectory, staged, write_text
+from pipeline.errors import ConfigError
+from pipeline.runs import checksums
+from pipeline.runs.directory import RunDirectory
+from pipeline.runs.files import staged, write_text
+from pipeline.runs.log import Row
 
 log = logging.getLogger("pipeline")
 
@@ -54,7 +56,7 @@ def path_of_unfinished(run: RunDirectory) -> Path:
 
 def write_unfinished(run: RunDirectory, unfinished: Unfinished) -> None:
     """Say that an epoch is unfinished; its checkpoint is there already."""
-    write_text(path_of_unfinished(run), json.dumps(sealed.seal(asdict(unfinished)), indent=2) + "\n")
+    write_text(path_of_unfinished(run), json.dumps(checksums.seal(asdict(unfinished)), indent=2) + "\n")
 
 
 def find(run: RunDirectory) -> Progress:
@@ -68,7 +70,7 @@ def find(run: RunDirectory) -> Progress:
     lines = run.read_lines()
     if not lines:
         return Progress()
-    if changed := sealed.problems(run.path, run.read_facts()["files"]):
+    if changed := checksums.problems(run.path, run.read_facts()["files"]):
         raise ConfigError(changed)
     rows: list[Row] = []
     problems: list[str] = []
@@ -104,8 +106,8 @@ def _unfinished(run: RunDirectory, epoch: int) -> Unfinished | None:
     """Return what there is of an epoch, if it is whole."""
     path = path_of_unfinished(run)
     try:
-        found = Unfinished(**sealed.unseal(path.read_text()))
-        problems = sealed.problems(path.parent, found.files)
+        found = Unfinished(**checksums.unseal(path.read_text()))
+        problems = checksums.problems(path.parent, found.files)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:

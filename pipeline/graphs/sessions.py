@@ -17,10 +17,10 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf.config_pb2 import CallableOptions, RunOptions
 
-from pipeline import operations
-from pipeline.binding import ConfigError, first_line
-from pipeline.checkpoints import Graph, spec_of
-from pipeline.evaluation import SESSION_GRAPH, Signature, Spec, predicting
+from pipeline.errors import ConfigError, first_line
+from pipeline.graphs import allowed_operations
+from pipeline.graphs.checkpoints import Graph, spec_of
+from pipeline.graphs.signatures import SESSION_GRAPH, Signature, Spec, predicting
 
 v1 = tf.compat.v1
 
@@ -212,7 +212,7 @@ def load(directory: Path) -> dict[str, Signature]:
     Raises:
         ConfigError: A file is missing or damaged, or there is an operation that is not allowed.
     """
-    operations.check_saved_model(directory)
+    allowed_operations.check_saved_model(directory)
     try:
         session = v1.Session(graph=tf.Graph())
         meta = v1.saved_model.load(session, [v1.saved_model.tag_constants.SERVING], str(directory))

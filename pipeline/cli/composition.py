@@ -25,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.binding import ConfigError, unknown
+from pipeline.errors import ConfigError, unknown
 
 CONF = "pkg://conf"
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)

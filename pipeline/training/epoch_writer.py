@@ -15,12 +15,13 @@ from typing import Self
 
 import tensorflow as tf
 
-from pipeline import checkpoints
-from pipeline.checkpoints import Groups
-from pipeline.epochs import Policy
-from pipeline.events import EventWriter
-from pipeline.progress import path_of_unfinished
-from pipeline.run import INDEX, Row, RunDirectory
+from pipeline.graphs import checkpoints
+from pipeline.graphs.checkpoints import Groups
+from pipeline.runs.directory import INDEX, RunDirectory
+from pipeline.runs.log import Row
+from pipeline.runs.policy import Policy
+from pipeline.runs.progress import path_of_unfinished
+from pipeline.training.summaries import EventWriter
 
 log = logging.getLogger(__name__)
 

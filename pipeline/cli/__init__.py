@@ -1,0 +1,1 @@
+"""The command line: Hydra, processes, signals, exit codes, tables."""

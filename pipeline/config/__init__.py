@@ -1,0 +1,1 @@
+"""The configuration: its schema, and every check that needs neither TensorFlow nor a training step."""

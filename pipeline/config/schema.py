@@ -1,0 +1,171 @@
+"""The schema of the configuration's sections, as dataclasses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+if TYPE_CHECKING:
+    from data.base import Source
+    from models.base import Model
+from pipeline.config.formats import FORMATS
+
+PARAMETERS = "parameters"
+
+
+"""What stands for the number of parameters among the objectives of a sweep."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStopping:
+    """The section `train.early_stopping`.
+
+    Attributes:
+        patience: Epochs without an improvement of `best.metric` after which training stops; `None` is never.
+        min_delta: By how much an epoch must be better than all before it to be an improvement.
+    """
+
+    patience: Annotated[int, ">= 1"] | None
+    min_delta: Annotated[float, ">= 0"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """The section `train`.
+
+    Attributes:
+        epochs: Passes over the training split.
+        resume: A run that is to go on, with the configuration that it recorded.
+        keep: Which checkpoints are kept: `all`, the `best` and the last, or a number of the last and the
+            best. Those of epochs that are to be exported by their number are kept in any case.
+        early_stopping: See `EarlyStopping`.
+        compile: What compiles a training step: TensorFlow's graph executor, or XLA.
+        deterministic: Whether the same command gives the same bits, at some cost in speed.
+        on_interrupt: What Ctrl-C and SIGTERM do once training has stopped: only `stop`, or go on to
+            `export` the last whole epoch.
+    """
+
+    epochs: Annotated[int, ">= 0"]
+    resume: Path | None
+    keep: Any
+    early_stopping: EarlyStopping
+    compile: Literal["graph", "xla"]
+    deterministic: bool
+    on_interrupt: Literal["stop", "export"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """The section `export`.
+
+    Attributes:
+        formats: Whether to write each format.
+        quantization: What LiteRT's weights are stored as; `none` is float32, `int8` concerns the
+            activations, too.
+        opset: The version of ONNX's operator set.
+    """
+
+    formats: dict[str, bool]
+    quantization: Literal["none", "float16", "int8"] = "none"
+    opset: Annotated[int, ">= 13"] = 18
+
+    @property
+    def chosen(self) -> list[str]:
+        """The formats to write, in the order in which they are written."""
+        return [name for name in FORMATS if self.formats.get(name)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The section `best`: what makes an epoch the best.
+
+    Attributes:
+        metric: A metric of the test split, such as `loss`.
+        direction: Whether the best has the smallest or the largest value.
+    """
+
+    metric: str
+    direction: Literal["minimize", "maximize"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """The section `sweep`: what the jobs of a sweep are judged by.
+
+    Attributes:
+        metric: A metric of the test split, or a list of them. Behind the first, `parameters` may stand for
+            the number of parameters.
+        direction: Whether the best has the smallest or the largest value; as many as there are metrics.
+        epoch: Of which epoch they are taken: the one where the first is best, or the last.
+    """
+
+    metric: Any
+    direction: Any
+    epoch: Literal["best", "last"]
+
+    @property
+    def objectives(self) -> list[tuple[str, Any]]:
+        """Each metric with its direction."""
+        return paired(self.metric, self.direction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """The section `verify`: how far what is restored may be from what was logged.
+
+    A value matches if |restored - logged| <= abs_tolerance + rel_tolerance x |logged|. Where neither is
+    given, they are 0 for a format that keeps the bits, and 1e-5 relative for a converted one.
+
+    Attributes:
+        abs_tolerance: Absolute tolerance.
+        rel_tolerance: Relative tolerance.
+        quantized_tolerance: How far a metric of a quantized export may be from the logged one.
+    """
+
+    abs_tolerance: Annotated[float, ">= 0"] | None
+    rel_tolerance: Annotated[float, ">= 0"] | None
+    quantized_tolerance: Annotated[float, ">= 0"] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A whole configuration, checked.
+
+    Attributes:
+        model: The model, constructed.
+        data: The data source, constructed.
+        optimizer: The optimizer's configuration, constructed.
+        export: See `Export`.
+        train: See `Train`.
+        verify: See `Verify`.
+        best: See `Best`.
+        sweep: See `Sweep`.
+        seed: Seeds the initial weights and the order of the examples.
+        epoch: The epochs to export: `last`, `best`, `all`, a number, or a list of numbers.
+        trust: What a graph may have besides the operations that compute.
+        resolved: The configuration as plain JSON values, paths made absolute.
+    """
+
+    model: Model
+    data: Source
+    optimizer: Any
+    export: Export
+    train: Train
+    verify: Verify
+    best: Best
+    sweep: Sweep
+    seed: int
+    epoch: Any
+    trust: Sequence[str]
+    resolved: Mapping[str, Any]
+
+
+def paired(metric: Any, direction: Any) -> list[tuple[str, Any]]:
+    """Return each metric with its direction, of one or of a list of each."""
+    return list(zip(_listed(metric), _listed(direction), strict=False))
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

@@ -1,0 +1,1 @@
+"""Graphs: signatures, variables, and which operations a graph may have."""

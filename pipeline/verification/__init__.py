@@ -1,0 +1,1 @@
+"""Verification: what was written is restored, evaluated and held against the log."""

@@ -1,0 +1,109 @@
+"""Tables of what was verified, for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.verification.comparison import Verified
+
+
+MAX_TABLE_ROWS = 24
+
+
+"""Rows of a table beyond which matching ones in the middle are left out."""
+
+
+def metrics_table(labelled: Sequence[tuple[str, Verified]], *, columns: int, heading: str = "epoch") -> str:
+    """Return the metrics as an aligned table no wider than `columns`, if that can be.
+
+    Where it is too wide, the restored metrics are left out; of many rows, matching ones in the middle.
+
+    Args:
+        labelled: What was restored, each with what the first column calls it.
+        columns: The width.
+        heading: The name of the first column.
+    """
+    names = sorted({name for _, row in labelled for name in row.metrics})
+    header = [heading, *(f"test_{n}" for n in names), *(f"restored_{n}" for n in names), "match"]
+    cells = [
+        [
+            label,
+            *(f"{row.metrics[name].logged:.6g}" if row.metrics else "-" for name in names),
+            *(f"{row.metrics[name].restored:.6g}" if row.metrics else "-" for name in names),
+            "DAMAGED" if row.problems else _yes(all(c.match for c in row.metrics.values())),
+        ]
+        for label, row in labelled
+    ]
+    if sum(_widths([header, *cells])) + 2 * len(header) > columns:
+        shown = [i for i, name in enumerate(header) if not name.startswith("restored_")]
+        header, *cells = [[line[i] for i in shown] for line in [header, *cells]]
+    return _aligned(header, cells, _hidden_rows([row for _, row in labelled]))
+
+
+def parity_table(labelled: Sequence[tuple[str, Verified]], *, columns: int) -> str:
+    """Return what each signature of each export answered as an aligned table; empty without exports.
+
+    Where it is too wide, the latencies are left out; the arguments are those of `metrics_table`.
+    """
+    header = [
+        "export",
+        "signature",
+        "max_error",
+        "flips",
+        "ms_at_1",
+        "ms_at_32",
+        "load_s",
+        "size_kB",
+        "match",
+    ]
+    cells = []
+    for label, row in labelled:
+        for name, found in row.signatures.items():
+            latencies = [found.latency_ms.get(size) for size in (1, 32)]
+            cells.append(
+                [
+                    label,
+                    name,
+                    f"{found.max_abs_error:.2g}",
+                    str(found.argmax_flips),
+                    *("-" if value is None else f"{value:.3g}" for value in latencies),
+                    f"{row.load_secs:.2f}",
+                    f"{(row.size_bytes or 0) / 1e3:,.0f}",
+                    _yes(found.match),
+                ]
+            )
+        cells += [[label, name, *["-"] * 6, "not compared"] for name in row.not_compared]
+    if not cells:
+        return ""
+    if sum(_widths([header, *cells])) + 2 * len(header) > columns:
+        shown = [i for i, name in enumerate(header) if not name.startswith("ms_")]
+        header, *cells = [[line[i] for i in shown] for line in [header, *cells]]
+    return _aligned(header, cells, set())
+
+
+def _yes(match: bool) -> str:
+    return "yes" if match else "NO"
+
+
+def _widths(lines: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*lines, strict=True)]
+
+
+def _aligned(header: Sequence[str], cells: Sequence[Sequence[str]], hidden: set[int]) -> str:
+    widths = _widths([header, *cells])
+    lines = []
+    for number, line in enumerate([header, *cells]):
+        if number - 1 not in hidden:
+            lines.append("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+        elif number - 2 not in hidden:
+            lines.append(f"... {len(hidden)} matching rows ...".rjust(widths[0]))
+    return "\n".join(lines)
+
+
+def _hidden_rows(rows: Sequence[Verified]) -> set[int]:
+    """Return the indices of matching rows to leave out of a long table: one stretch in its middle."""
+    half = MAX_TABLE_ROWS // 2
+    middle = range(half, len(rows) - half)
+    return set(middle) if all(rows[i].match for i in middle) else set()
