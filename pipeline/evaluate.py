@@ -18,24 +18,25 @@ from tqdm import tqdm
 
 from pipeline import runtime
 from pipeline.cli import command, composition
-from pipeline.config import binding
+from pipeline.config.binding import parse
 from pipeline.config.dataset_checks import load
 from pipeline.config.formats import FORMATS
-from pipeline.errors import ConfigError, unknown
+from pipeline.errors import ConfigError, DataSetError, RoundtripError, unknown
 from pipeline.graphs import allowed_operations
 from pipeline.ledger import FINISHED, Ledger
 from pipeline.runs import past_run
 from pipeline.runs.log import Row
 from pipeline.runs.past_run import Recorded
 from pipeline.runs.policy import select_rows
+from pipeline.verification import receipt as receipts
+from pipeline.verification.receipt import VerifiedEpoch, verdict_of
 
 if TYPE_CHECKING:
     from data.base import Dataset
-    from pipeline.verification.comparison import Verified
 
 
 @dataclass(frozen=True)
-class Request:
+class RunToEvaluate:
     """A run that is to be evaluated, checked against what it wrote.
 
     Attributes:
@@ -56,25 +57,27 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """What one command evaluates.
+class RunsToEvaluate:
+    """The runs that one command evaluates.
 
     Attributes:
-        requests: A run, or those of a sweep.
-        problems: Why other runs of the sweep cannot be evaluated.
+        runs: One run, or the finished trials of a sweep.
+        problems: Why other trials of the sweep cannot be evaluated.
     """
 
-    requests: Sequence[Request]
+    runs: Sequence[RunToEvaluate]
     problems: Sequence[str]
 
     @property
     def is_sweep(self) -> bool:
-        """Whether it is of a sweep."""
-        return self.requests[0].trial is not None
+        """Whether the runs are the trials of a sweep."""
+        return self.runs[0].trial is not None
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Sections:
+class EvaluateSettings:
+    """The keys of this command; `conf/evaluate.yaml` explains them."""
+
     run_dir: Path
     epochs: Any
     format: Any
@@ -83,33 +86,30 @@ class _Sections:
     trust: list[str]
 
 
-def check(cfg: DictConfig) -> Batch:
+def check(cfg: DictConfig) -> RunsToEvaluate:
     """Check the configuration of this command, and read what the run, or each of a sweep, says of itself.
 
     Raises:
         ConfigError: With what does not fit.
     """
-    problems: list[str] = []
-    bound = binding.bind(_Sections, composition.plain_values(cfg), "", problems)
-    if problems:
-        raise ConfigError(problems)
-    values = _Sections(**bound)
+    values = parse(EvaluateSettings, composition.plain_values(cfg))
     ledger = Ledger(values.run_dir)
     if not ledger.path.exists():
-        return Batch([_request(values, values.run_dir)], [])
-    requests = []
+        return RunsToEvaluate([_run(values, values.run_dir)], [])
+    problems: list[str] = []
+    runs = []
     for trial in ledger.latest():
         if trial.state in FINISHED:
             try:
-                requests.append(_request(values, ledger.directory / str(trial.number), trial.number))
-            except ConfigError as error:
+                runs.append(_run(values, ledger.directory / str(trial.number), trial.number))
+            except RoundtripError as error:
                 problems += [f"Trial {trial.number}: {problem}" for problem in error.problems]
-    if not requests:
-        raise ConfigError(problems or [f"{ledger.path} must have a finished trial. It has none."])
-    return Batch(requests, problems)
+    if not runs:
+        raise ConfigError(*(problems or [f"{ledger.path} must have a finished trial. It has none."]))
+    return RunsToEvaluate(runs, problems)
 
 
-def _request(values: _Sections, run_dir: Path, trial: int | None = None) -> Request:
+def _run(values: EvaluateSettings, run_dir: Path, trial: int | None = None) -> RunToEvaluate:
     verify = past_run.given(values.verify)
     past = past_run.read(run_dir, data=values.data, verify=verify, trust=values.trust)
     exports = {name: path for name in FORMATS if (path := past.run.newest_export(name))}
@@ -117,15 +117,15 @@ def _request(values: _Sections, run_dir: Path, trial: int | None = None) -> Requ
     if values.format is not None:
         written = ["checkpoint", *(name for name in exports if name != "checkpoint")]
         if unwritten := [name for name in wanted if name not in written]:
-            raise ConfigError([unknown("format", ", ".join(map(str, unwritten)), written)])
+            raise ConfigError(unknown("format", ", ".join(map(str, unwritten)), written))
         exports = {name: path for name, path in exports.items() if name in wanted}
     rows = []
     if values.format is None or "checkpoint" in wanted:
         rows = select_rows(past.rows, values.epochs, past.best, past.kept)
-    return Request(past, rows, exports, trial)
+    return RunToEvaluate(past, rows, exports, trial)
 
 
-def evaluate(batch: Batch) -> int:
+def evaluate(batch: RunsToEvaluate) -> int:
     """Restore, evaluate, compare; print the tables, write the receipts; return the exit code.
 
     Raises:
@@ -133,26 +133,26 @@ def evaluate(batch: Batch) -> int:
             and the receipts say so.
     """
     problems = list(batch.problems)
-    labelled: list[tuple[str, Verified]] = []
+    labelled: list[tuple[str, VerifiedEpoch]] = []
     conclusions: list[str] = []
     datasets: dict[str, Dataset] = {}
-    for request in tqdm(batch.requests, desc="runs", unit="run", disable=None if batch.is_sweep else True):
+    for one in tqdm(batch.runs, desc="runs", unit="run", disable=None if batch.is_sweep else True):
         try:
-            dataset = _dataset(request.recorded, datasets)
-            restored, conclusion = _restore(request, dataset)
-        except ConfigError as error:
-            problems += map(request.problem, error.problems)
+            dataset = _dataset(one.recorded, datasets)
+            restored, conclusion = _restore(one, dataset)
+        except RoundtripError as error:
+            problems += map(one.problem, error.problems)
             continue
         labelled += restored
         conclusions.append(conclusion)
-        problems += [request.problem(problem) for _, verified in restored for problem in verified.problems]
+        problems += [one.problem(problem) for _, verified in restored for problem in verified.problems]
     match = all(verified.match for _, verified in labelled)
     if labelled:
         _print_tables(labelled, is_sweep=batch.is_sweep)
         where = f"runs: {len(conclusions)}" if batch.is_sweep else conclusions[0]
-        print(f"verdict: {'match' if match else 'mismatch'}    {where}", flush=True)
+        print(f"verdict: {verdict_of(match)}    {where}", flush=True)
     if problems:
-        raise ConfigError(problems)
+        raise RoundtripError(*problems)
     return command.DONE if match else command.MISMATCH
 
 
@@ -166,39 +166,37 @@ def _dataset(past: Recorded, known: dict[str, Dataset]) -> Dataset:
     if wanted not in known:
         dataset = load(past.source)
         if dataset.fingerprint() != wanted:
-            raise ConfigError(
-                [
-                    f"The data must be what the run was trained on, SHA-256 {wanted}. "
-                    f"Received: {dataset.fingerprint()}. It has changed since; no metric would compare."
-                ]
+            raise DataSetError(
+                f"The data must be what the run was trained on, SHA-256 {wanted}. "
+                f"Received: {dataset.fingerprint()}. It has changed since; no metric would compare."
             )
         known[wanted] = dataset
     return known[wanted]
 
 
-def _restore(request: Request, dataset: Dataset) -> tuple[list[tuple[str, Verified]], str]:
+def _restore(one: RunToEvaluate, dataset: Dataset) -> tuple[list[tuple[str, VerifiedEpoch]], str]:
     """Restore a run and write its receipts; return what was found, by label, and where the receipt is."""
-    past, run = request.recorded, request.recorded.run
+    past, run = one.recorded, one.recorded.run
     runtime.start_tensorflow(seed=past.seed, deterministic=past.deterministic)
     from pipeline import report
-    from pipeline.verification import receipt as receipts
-    from pipeline.verification import verifier
+    from pipeline.verification.verifier import Verifier
 
+    verifier = Verifier(run, past.rows, dataset, past.verify)
     with allowed_operations.trusting(past.trust):
-        rows = verifier.verify_checkpoints(run, request.rows, dataset, past.verify)
-        exports = verifier.verify_exports(run, request.exports, past.rows, dataset, past.verify)
+        rows = verifier.checkpoints(one.rows)
+        exports = verifier.exports(one.exports.values())
     receipt = receipts.write(run, len(past.rows), rows, exports)
     report.write(run)
     labelled = [(str(row.epoch), row) for row in rows] + [(row.label, row) for row in exports]
-    if request.trial is not None:
-        labelled = [(f"{request.trial}/{label}", row) for label, row in labelled]
+    if one.trial is not None:
+        labelled = [(f"{one.trial}/{label}", row) for label, row in labelled]
     conclusion = f"receipt: {run.verification}    page: {run.report}"
-    if receipt["verdict"] != ("match" if all(row.match for _, row in labelled) else "mismatch"):
-        conclusion = f"with what was verified earlier: {receipt['verdict']}    {conclusion}"
+    if receipt.match != all(row.match for _, row in labelled):
+        conclusion = f"with what was verified earlier: {receipt.verdict}    {conclusion}"
     return labelled, conclusion
 
 
-def _print_tables(labelled: Sequence[tuple[str, Verified]], *, is_sweep: bool) -> None:
+def _print_tables(labelled: Sequence[tuple[str, VerifiedEpoch]], *, is_sweep: bool) -> None:
     from pipeline.verification import tables
 
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize

@@ -5,7 +5,6 @@ It works from the run directory and the data, without the model's code.
 
 from __future__ import annotations
 
-import functools
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +16,9 @@ from omegaconf import DictConfig
 from pipeline import runtime
 from pipeline.cli import command, composition
 from pipeline.cli.quoting import override
-from pipeline.cli.stop import stop_if, stop_signals
-from pipeline.config import binding, checks
+from pipeline.cli.stop import stop_signals
+from pipeline.config import checks
+from pipeline.config.binding import parse
 from pipeline.config.dataset_checks import load
 from pipeline.config.schema import Export
 from pipeline.errors import ConfigError
@@ -30,8 +30,8 @@ from pipeline.runs.policy import select_rows
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is to be exported, checked against what the run wrote.
+class ExportRequest:
+    """The epochs of a run that are to be exported, checked against what the run wrote.
 
     Attributes:
         recorded: The run.
@@ -47,7 +47,9 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Sections:
+class ExportSettings:
+    """The keys of this command; `conf/export.yaml` explains them."""
+
     run_dir: Path
     epoch: Any
     export: Export
@@ -57,17 +59,13 @@ class _Sections:
     trust: list[str]
 
 
-def check(cfg: DictConfig) -> Request:
+def check(cfg: DictConfig) -> ExportRequest:
     """Check the configuration of this command, and read what the run says of itself.
 
     Raises:
         ConfigError: With what does not fit.
     """
-    problems: list[str] = []
-    bound = binding.bind(_Sections, composition.plain_values(cfg), "", problems)
-    if problems:
-        raise ConfigError(problems)
-    values = _Sections(**bound)
+    values = parse(ExportSettings, composition.plain_values(cfg))
     verify = past_run.given(values.verify)
     past = past_run.read(
         values.run_dir,
@@ -76,10 +74,10 @@ def check(cfg: DictConfig) -> Request:
         best=past_run.given(values.best),
         trust=values.trust,
     )
-    problems += checks.check_export(values.export, past.verify)
+    problems = [*checks.check_export(values.export, past.verify)]
     problems += checks.check_epochs(values.epoch, values.export)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
     arguments = [
         override("run_dir", past.run.path),
         f"format=[{','.join(values.export.chosen)}]",
@@ -88,25 +86,23 @@ def check(cfg: DictConfig) -> Request:
         *([f"trust=[{','.join(values.trust)}]"] if values.trust else []),
     ]
     rows = select_rows(past.rows, values.epoch, past.best, past.kept)
-    return Request(past, rows, values.export, arguments)
+    return ExportRequest(past, rows, values.export, arguments)
 
 
-def export(request: Request) -> int:
+def export(request: ExportRequest) -> int:
     """Export, and verify in a fresh process; return the exit code."""
     past = request.recorded
     dataset = load(past.source)
-    with stop_signals() as received, allowed_operations.trusting(past.trust):
+    with stop_signals() as stop, allowed_operations.trusting(past.trust):
         runtime.start_tensorflow(seed=past.seed, deterministic=past.deterministic)
         from pipeline.formats import exporting
 
-        source = exporting.source(past.run, request.rows, request.export, dataset, past.verify)
-        stop = functools.partial(stop_if, received)
-        exporting.rehearse(source, stop)
+        task = exporting.task_of(past.run, request.rows, request.export, dataset, past.verify)
         exporting.record_answers(past.run, request.rows)
-        exporting.export(source, stop)
-        stop()
-        code = command.in_fresh_process("pipeline.evaluate", request.verification, received)
-        stop()
+        exporting.export(task, stop.check)
+        stop.check()
+        code = command.in_fresh_process("pipeline.evaluate", request.verification, stop)
+        stop.check()
     exporting.log.info("evaluate again:  python -m pipeline.evaluate %s", shlex.join(request.verification))
     return code
 

@@ -111,7 +111,7 @@ class Ledger:
             except BlockingIOError:
                 file.seek(0)
                 owner = f"{self.directory} is in use by {file.read().strip()}"
-                raise ConfigError([f"hydra.sweep.dir must be of one sweep at a time. {owner}."]) from None
+                raise ConfigError(f"hydra.sweep.dir must be of one sweep at a time. {owner}.") from None
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
@@ -131,7 +131,7 @@ class Ledger:
         try:
             return [Trial(**json.loads(line)) for line in self.path.read_text().splitlines()]
         except (ValueError, TypeError) as error:
-            raise ConfigError([f"{self.path} must be a ledger. Reading it failed: {error}."]) from error
+            raise ConfigError(f"{self.path} must be a ledger. Reading it failed: {error}.") from error
 
     def latest(self) -> list[Trial]:
         """Return of each configuration the last trial: one that was repeated counts no longer."""

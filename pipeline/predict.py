@@ -23,17 +23,18 @@ from omegaconf import DictConfig
 
 from pipeline import predictor
 from pipeline.cli import command, composition
-from pipeline.config import binding
+from pipeline.config.binding import parse
+from pipeline.config.formats import DEFAULT_SIGNATURE
 from pipeline.errors import ConfigError, unknown
 from pipeline.graphs.signatures import Spec
-from pipeline.predictor import DEFAULT, Predictor, RequestError
+from pipeline.predictor import Predictor, RequestError
 
 log = logging.getLogger("pipeline")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The configuration of this command.
+class PredictSettings:
+    """The keys of this command.
 
     Attributes:
         export_dir: An export, or a folder of its versions, of which the newest is taken.
@@ -53,7 +54,7 @@ class Settings:
 
 
 @dataclass
-class Line:
+class PendingLine:
     """A line on its way from request to answer.
 
     Attributes:
@@ -75,26 +76,22 @@ class Line:
         self.answer, self.is_bad = {"error": reason}, True
 
 
-def check(cfg: DictConfig) -> Settings:
+def check(cfg: DictConfig) -> PredictSettings:
     """Check the configuration of this command.
 
     Raises:
         ConfigError: With what does not fit.
     """
-    problems: list[str] = []
-    values = binding.bind(Settings, composition.plain_values(cfg), "", problems)
-    if problems:
-        raise ConfigError(problems)
-    return Settings(**values)
+    return parse(PredictSettings, composition.plain_values(cfg))
 
 
-def predict(settings: Settings) -> int:
+def predict(settings: PredictSettings) -> int:
     """Answer every line of the standard input; return the exit code: bad input if a line was bad."""
     opened = predictor.open(
         settings.export_dir, allow_unverified=settings.allow_unverified, trust=settings.trust
     )
     if settings.signature is not None and settings.signature not in opened.signatures:
-        raise ConfigError([unknown("signature", settings.signature, opened.signatures)])
+        raise ConfigError(unknown("signature", settings.signature, opened.signatures))
     num_lines = num_bad = 0
     for batch in _batches(sys.stdin.buffer, settings.batch_size, settings.batch_wait_secs):
         lines = [_parse(text, opened, settings.signature) for text in batch]
@@ -141,9 +138,9 @@ def _batches(stream: BinaryIO, size: int, wait_secs: float) -> Iterator[list[byt
             return
 
 
-def _parse(text: bytes, opened: Predictor, signature: str | None) -> Line:
+def _parse(text: bytes, opened: Predictor, signature: str | None) -> PendingLine:
     """Return a line with its inputs, or with an error as its answer."""
-    line = Line()
+    line = PendingLine()
     try:
         request = json.loads(text)
         if not isinstance(request, dict):
@@ -164,7 +161,7 @@ def _parse(text: bytes, opened: Predictor, signature: str | None) -> Line:
 
 def _named_by(request: Mapping[str, Any], opened: Predictor) -> str:
     """Return the signature that takes just these inputs, `serving_default` before others."""
-    names = sorted(opened.signatures, key=lambda name: name != DEFAULT)
+    names = sorted(opened.signatures, key=lambda name: name != DEFAULT_SIGNATURE)
     fitting = [name for name in names if set(opened.signatures[name].inputs) == set(request)]
     return fitting[0] if fitting else names[0]
 
@@ -185,9 +182,9 @@ def _with_batch(value: Any, spec: Spec) -> tuple[Any, bool | None]:
     return value, False if spec.batched else None
 
 
-def _answer_all(opened: Predictor, lines: Sequence[Line]) -> None:
+def _answer_all(opened: Predictor, lines: Sequence[PendingLine]) -> None:
     """Answer each line that has no answer; those that fit together by one call."""
-    groups: dict[Any, list[Line]] = {}
+    groups: dict[Any, list[PendingLine]] = {}
     for number, line in enumerate(lines):
         if line.answer is None:
             groups.setdefault(_group(opened, line) or number, []).append(line)
@@ -197,7 +194,7 @@ def _answer_all(opened: Predictor, lines: Sequence[Line]) -> None:
                 _answer(opened, line)
 
 
-def _group(opened: Predictor, line: Line) -> Any:
+def _group(opened: Predictor, line: PendingLine) -> Any:
     """Return what lines must have in common to be answered by one call; `None` if nothing will do."""
     served = opened.signatures[line.signature]
     if not line.arrays or not all(s.batched for s in (*served.inputs.values(), *served.outputs.values())):
@@ -205,7 +202,7 @@ def _group(opened: Predictor, line: Line) -> Any:
     return (line.signature, *((key, array.shape[1:]) for key, array in line.arrays.items()))
 
 
-def _answer_together(opened: Predictor, group: Sequence[Line]) -> bool:
+def _answer_together(opened: Predictor, group: Sequence[PendingLine]) -> bool:
     """Answer lines by one call; return whether it succeeded. If not, one of them is bad."""
     served = opened.signatures[group[0].signature]
     keys = list(group[0].arrays)
@@ -221,7 +218,7 @@ def _answer_together(opened: Predictor, group: Sequence[Line]) -> bool:
     return True
 
 
-def _answer(opened: Predictor, line: Line) -> None:
+def _answer(opened: Predictor, line: PendingLine) -> None:
     served = opened.signatures[line.signature]
     try:
         _set_answer(line, served(**line.arrays), served.outputs)
@@ -229,7 +226,7 @@ def _answer(opened: Predictor, line: Line) -> None:
         line.fail(str(error))
 
 
-def _set_answer(line: Line, outputs: Mapping[str, np.ndarray], specs: Mapping[str, Spec]) -> None:
+def _set_answer(line: PendingLine, outputs: Mapping[str, np.ndarray], specs: Mapping[str, Spec]) -> None:
     line.answer = {
         key: _plain(array[0] if line.single and specs[key].batched else array)
         for key, array in outputs.items()
@@ -247,7 +244,7 @@ def _plain(array: Any) -> Any:
     return array.tolist()
 
 
-def _encode(line: Line) -> bytes:
+def _encode(line: PendingLine) -> bytes:
     """Return the answer of a line as a line; half a surrogate pair comes out as it came in."""
     try:
         text = json.dumps(line.answer, ensure_ascii=False, allow_nan=False)

@@ -18,15 +18,13 @@ from typing import Any
 import numpy as np
 
 from pipeline import runtime
-from pipeline.errors import ConfigError, first_line, unknown
-from pipeline.formats import exports
-from pipeline.formats.base import Manifest, has_manifest, read_manifest
+from pipeline.config.formats import DEFAULT_SIGNATURE, FORMATS
+from pipeline.errors import ConfigError, DamagedError, UntrustedError, first_line, unknown
+from pipeline.formats import opening
+from pipeline.formats.manifest import Manifest, has_manifest, read_manifest
 from pipeline.graphs import allowed_operations
 from pipeline.graphs.signatures import Signature, Spec
 from pipeline.verification import receipt as receipts
-
-WITHOUT_TENSORFLOW = ("tflite", "onnx")
-DEFAULT = "serving_default"
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -82,9 +80,9 @@ class Predictor:
         Raises:
             RequestError: There is none, or it does not take the request.
         """
-        default = self.signatures.get(DEFAULT)
+        default = self.signatures.get(DEFAULT_SIGNATURE)
         if default is None:
-            raise RequestError(unknown("signature", DEFAULT, self.signatures))
+            raise RequestError(unknown("signature", DEFAULT_SIGNATURE, self.signatures))
         return default.answer(inputs)
 
 
@@ -111,22 +109,20 @@ def open(
     manifest = read_manifest(directory)
     found = None if allow_unverified else _doubt(directory, manifest)
     if found is not None:
-        raise ConfigError(
-            [
-                f"An export must be verified before it predicts. {found}: {directory}. Verify it with "
-                f"python -m pipeline.evaluate run_dir={manifest.run}, or allow it with allow_unverified."
-            ]
+        raise UntrustedError(
+            f"An export must be verified before it predicts. {found}: {directory}. Verify it with "
+            f"python -m pipeline.evaluate run_dir={manifest.run}, or allow it with allow_unverified."
         )
-    if manifest.format not in WITHOUT_TENSORFLOW:
+    if FORMATS[manifest.format].needs_tensorflow:
         runtime.import_tensorflow()
     if not manifest.epochs:
-        raise ConfigError([f"{directory} must hold an epoch. It says that it holds none."])
+        raise DamagedError(f"{directory} must hold an epoch. It says that it holds none.")
     if epoch is None:
         epoch = manifest.epochs[-1]
     if epoch not in manifest.epochs:
-        raise ConfigError([unknown("epoch", epoch, manifest.epochs)])
+        raise ConfigError(unknown("epoch", epoch, manifest.epochs))
     with allowed_operations.trusting(trust):
-        _, signatures = exports.open(directory, epoch)
+        _, signatures = opening.open(directory, epoch)
     return Predictor(
         directory,
         manifest.format,
@@ -137,12 +133,12 @@ def open(
 
 def _doubt(directory: Path, manifest: Manifest) -> str | None:
     """Return why an export is not proven, or `None` if it is."""
-    receipt = receipts.read(directory)
+    receipt = receipts.read_of_export(directory)
     if receipt is None:
         return "There is no receipt"
-    if receipt["verdict"] != "match":
+    if not receipt.match:
         return "The receipt says mismatch"
-    return None if receipt.get("files") == manifest.files else "The receipt is of other files"
+    return None if receipt.files == manifest.files else "The receipt is of other files"
 
 
 def _newest_version(path: Path) -> Path:
@@ -151,7 +147,7 @@ def _newest_version(path: Path) -> Path:
     versions = [found for found in path.glob("*") if found.name.isdecimal() and has_manifest(found)]
     if not versions:
         raise ConfigError(
-            [f"export_dir must be an export, or a folder of its versions such as RUN/export/onnx: {path}."]
+            f"export_dir must be an export, or a folder of its versions such as RUN/export/onnx: {path}."
         )
     return max(versions, key=lambda found: int(found.name))
 

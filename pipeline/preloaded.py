@@ -1,4 +1,4 @@
-"""What the fork server imports, so that its children need not: TensorFlow, and all but the models."""
+"""The imports of the fork server: TensorFlow and every stage, but no model. Its children start with them."""
 
 from pipeline import runtime
 from pipeline.cli import command, composition  # noqa: F401

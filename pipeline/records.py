@@ -14,15 +14,15 @@ from pipeline import runtime
 from pipeline.cli import command, composition
 from pipeline.config import binding
 from pipeline.config.dataset_checks import load
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataSetError
 from pipeline.runs.files import staged
 
 log = logging.getLogger("pipeline")
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is to be written where, checked.
+class RecordsTask:
+    """A data set that is to be written as shards, checked.
 
     Attributes:
         source: The data source.
@@ -36,11 +36,13 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Sections:
+class RecordsSettings:
+    """The keys of this command besides the components; `conf/records.yaml` explains them."""
+
     dir: Path
 
 
-def check(cfg: DictConfig) -> Request:
+def check(cfg: DictConfig) -> RecordsTask:
     """Check the configuration of this command.
 
     Raises:
@@ -50,15 +52,15 @@ def check(cfg: DictConfig) -> Request:
     problems: list[str] = []
     source, _ = binding.construct(values.pop("data"), "data", problems)
     writer, _ = binding.construct(values.pop("writer"), "writer", problems)
-    bound = binding.bind(_Sections, values, "", problems)
+    bound = binding.bind(RecordsSettings, values, "", problems)
     if bound.get("dir") and bound["dir"].exists():
         problems.append(f"dir must not be there yet. Received: {bound['dir']}.")
     if problems:
-        raise ConfigError(problems)
-    return Request(source, writer, bound["dir"])
+        raise ConfigError(*problems)
+    return RecordsTask(source, writer, bound["dir"])
 
 
-def write(request: Request) -> int:
+def write(request: RecordsTask) -> int:
     """Write the shards; return the exit code."""
     dataset = load(request.source)
     runtime.import_tensorflow()
@@ -72,7 +74,7 @@ def write(request: Request) -> int:
             for num_rows in request.writer.write(dataset, staging):
                 bar.update(num_rows)
         except (ValueError, OSError) as error:
-            raise ConfigError([str(error)]) from error
+            raise DataSetError(str(error)) from error
     log.info("wrote %s rows: %s", f"{dataset.num_train:,}", request.dir)
     log.info("train on them:  python -m pipeline data=tfrecord data.dir=%s", request.dir)
     return command.DONE

@@ -13,12 +13,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+from pipeline.config.formats import FORMATS
 from pipeline.config.schema import Export, Settings
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DamagedError, RoundtripError
+from pipeline.formats.manifest import read_manifest
 from pipeline.runs import checksums
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.log import Row
 from pipeline.runs.policy import Policy, select_rows
+from pipeline.verification import receipt as receipts
 
 KEY = "train.resume"
 MAY_DIFFER = (KEY, "train.epochs")
@@ -33,9 +36,9 @@ def check(run: RunDirectory, settings: Settings) -> None:
     """
     resumed = settings.train.resume
     if resumed is not None and resumed.resolve() != run.path.resolve():
-        raise ConfigError([f"{KEY} is where the run goes on: {resumed}. Received also: {run.path}."])
+        raise ConfigError(f"{KEY} is where the run goes on: {resumed}. Received also: {run.path}.")
     if resumed is not None and not run.log.exists():
-        raise ConfigError([f"{KEY} must be the directory of a run that has begun. Received: {resumed}."])
+        raise ConfigError(f"{KEY} must be the directory of a run that has begun. Received: {resumed}.")
     run.check_usable()
     if not run.read_lines():
         return
@@ -53,7 +56,7 @@ def check(run: RunDirectory, settings: Settings) -> None:
             f"Received: {settings.train.epochs}."
         )
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -76,7 +79,7 @@ def with_recorded(overrides: Sequence[str]) -> list[str]:
     run = RunDirectory(Path(str(given[KEY].value())).expanduser())
     try:
         recorded = parser.parse_overrides(list(map(str, run.read_facts()["overrides"])))
-    except (ConfigError, HydraException):  # What is damaged is as good as missing: `check` says so.
+    except (RoundtripError, HydraException):  # What is damaged is as good as missing: `check` says so.
         return list(overrides)
     kept = [
         str(override.input_line)
@@ -100,8 +103,6 @@ def _is_plain(override: Override) -> bool:
 
 def unexported(run: RunDirectory, rows: Sequence[Row], export: Export) -> Export:
     """Return what is left to export of the epochs of some rows."""
-    from pipeline.formats.base import read_manifest
-
     wanted = sorted(row.epoch for row in rows)
 
     def is_there(name: str) -> bool:
@@ -110,9 +111,9 @@ def unexported(run: RunDirectory, rows: Sequence[Row], export: Export) -> Export
             return False
         try:
             manifest = read_manifest(newest)
-        except ConfigError:
+        except DamagedError:
             return False
-        quantization = export.quantization if name == "tflite" else "none"
+        quantization = export.quantization_of(FORMATS[name])
         is_asked_for = list(manifest.epochs) == wanted and manifest.quantization == quantization
         return is_asked_for and not checksums.problems(newest, manifest.files)
 
@@ -121,8 +122,6 @@ def unexported(run: RunDirectory, rows: Sequence[Row], export: Export) -> Export
 
 def verdict(run: RunDirectory, settings: Settings, rows: Sequence[Row]) -> str | None:
     """Return the verdict of a run with nothing left to train, to export or to verify; `None` for others."""
-    from pipeline.verification import receipt as receipts
-
     policy = Policy(settings.train, settings.best, settings.epoch)
     if not rows or not policy.is_complete(rows):
         return None
@@ -130,17 +129,17 @@ def verdict(run: RunDirectory, settings: Settings, rows: Sequence[Row]) -> str |
     if unexported(run, chosen, settings.export).chosen:
         return None
     kept = policy.kept(rows)
-    receipt = receipts.read_file(run.verification)
-    if receipt is None or not kept <= {row["epoch"] for row in receipt["epochs"]}:
+    receipt = receipts.read_if_whole(run.verification)
+    if receipt is None or not kept <= {found.epoch for found in receipt.epochs}:
         return None
     try:
         for row in rows:
             if row.epoch in kept:
                 run.check_row(row)
-    except ConfigError:  # The verification names it.
+    except DamagedError:  # The verification names it.
         return None
-    verified = {export["artifact"] for export in receipt.get("exports", [])}
+    verified = {export.artifact for export in receipt.exports}
     newest = [run.newest_export(name) for name in settings.export.chosen]
     if not {str(path.relative_to(run.path)) for path in newest if path} <= verified:
         return None
-    return str(receipt["verdict"])
+    return receipt.verdict

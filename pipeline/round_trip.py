@@ -6,17 +6,16 @@ import functools
 import logging
 import shlex
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from pipeline import resume, runtime
 from pipeline.cli import command, composition, processes
 from pipeline.cli.quoting import override
-from pipeline.cli.stop import stop_if, stop_signals
+from pipeline.cli.stop import Stop, stop_signals
 from pipeline.config import checks
 from pipeline.config.dataset_checks import check_batch, load
 from pipeline.config.schema import PARAMETERS, Best, Settings, Sweep
@@ -26,12 +25,13 @@ from pipeline.runs.directory import RunDirectory
 from pipeline.runs.log import Row
 from pipeline.runs.policy import Policy, select_rows
 from pipeline.runs.progress import Progress, find
+from pipeline.verification.receipt import MATCH, MISMATCH
 
 if TYPE_CHECKING:
     from data.base import Dataset
     from pipeline.training.loop import OnEpoch
 
-CODES = {"match": command.DONE, "mismatch": command.MISMATCH}
+CODES = {MATCH: command.DONE, MISMATCH: command.MISMATCH}
 """The exit code of each verdict."""
 
 log = logging.getLogger("pipeline")
@@ -40,9 +40,10 @@ log = logging.getLogger("pipeline")
 def check(cfg: DictConfig) -> Settings:
     """Check the configuration, and, before Hydra writes to it, that the run can be in its directory."""
     settings = checks.check(composition.plain_values(cfg))
-    if "hydra" in cfg:
-        HydraConfig.instance().set_config(cfg)
-        resume.check(RunDirectory(Path(cfg.hydra.run.dir)), settings)
+    job = composition.job_of(cfg)
+    if job is not None:
+        settings = replace(settings, run_dir=job.output_dir, overrides=job.overrides)
+        resume.check(RunDirectory(job.output_dir), settings)
     return settings
 
 
@@ -54,18 +55,19 @@ def round_trip(settings: Settings, on_epoch: OnEpoch | None = None) -> command.R
         on_epoch: Called with an epoch and its metrics after each; returns whether the run is not worth
             to go on with: then nothing is exported.
     """
-    run = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
-    resume.check(run, settings)
-    with stop_signals() as received, allowed_operations.trusting(settings.trust), run.claimed():
+    assert settings.run_dir is not None
+    run = RunDirectory(settings.run_dir)
+    with stop_signals() as stop, allowed_operations.trusting(settings.trust), run.claimed():
         progress = find(run)
         verdict = resume.verdict(run, settings, progress.rows)
         if verdict is not None:
             log.info("nothing is left to do: %s, verdict: %s", run.path, verdict)
             return _result(settings, run, progress.rows, CODES[verdict])
-        processes.start_server()  # Its imports are done when the training is.
+        # The server of the verifying process imports TensorFlow while this process loads the data and trains.
+        processes.start_server()
         dataset = load(settings.data)
         check_batch(settings.model, dataset)
-        exported = train_and_export(settings, dataset, run, progress, received, on_epoch)
+        exported = train_and_export(settings, dataset, run, progress, stop, on_epoch)
         rows = run.read_rows()
         if not exported:
             return _result(settings, run, rows, pruned=True)
@@ -73,9 +75,9 @@ def round_trip(settings: Settings, on_epoch: OnEpoch | None = None) -> command.R
         trusted = [type(settings.data).__module__.partition(".")[0], *settings.trust]
         if trusted != [*past_run.TRUSTED]:
             arguments.append(f"trust=[{','.join(trusted)}]")
-        _stop_if_told(run, settings, received)
-        code = command.in_fresh_process("pipeline.evaluate", arguments, received)
-        stop_if(received)
+        _stop_if_told(run, settings, stop)
+        code = command.in_fresh_process("pipeline.evaluate", arguments, stop)
+        stop.check()
     log.info("evaluate again:  python -m pipeline.evaluate %s", shlex.join(arguments))
     log.info("see the curves:  tensorboard --logdir %s", shlex.quote(str(run.tensorboard)))
     return _result(settings, run, rows, code)
@@ -110,7 +112,7 @@ def train_and_export(
     dataset: Dataset,
     run: RunDirectory,
     progress: Progress,
-    received: Sequence[int],
+    stop: Stop,
     on_epoch: OnEpoch | None,
 ) -> bool:
     """Train what is left to train, and export what is left to export of the epochs asked for.
@@ -135,19 +137,22 @@ def train_and_export(
         seed=settings.seed,
         metrics=[settings.best.metric, *_metrics(settings.sweep)],
         config=settings.resolved,
-        overrides=HydraConfig.get().overrides.task,
-        stopped=lambda: bool(received),
+        overrides=settings.overrides,
+        stopped=lambda: stop.requested,
     )
-    stop = functools.partial(_stop_if_told, run, settings, received)
-    exporting.rehearse(exporting.source(run, [], settings.export, dataset, settings.verify), stop)
+    stop_if_told = functools.partial(_stop_if_told, run, settings, stop)
+    left_out: Mapping[str, Mapping[str, str]] = {}
+    if not progress.rows or not policy.is_complete(progress.rows):
+        task = exporting.task_of(run, [], settings.export, dataset, settings.verify)
+        left_out = exporting.rehearse(task, stop_if_told)
     started, before = time.perf_counter(), progress.rows[-1].epoch if progress.rows else 0
     finished = prepared.fit(progress, on_epoch)
     rows = run.read_rows()
     seconds, trained = time.perf_counter() - started, rows[-1].epoch - before
     of_all = f" of {rows[-1].epoch}" if before else ""
     log.info("trained %d epochs%s in %.1f s: %s", trained, of_all, seconds, run.path)
-    stop()
-    if not finished and not received:
+    stop_if_told()
+    if not finished and not stop.requested:
         return False
     wanted = settings.epoch if finished else "last"
     chosen = select_rows(rows, wanted, settings.best, policy.kept(rows))
@@ -155,17 +160,18 @@ def train_and_export(
         if not run.answers(row.epoch).exists():  # Exports that were written before are held to them.
             prepared.record_answers(row)
     left = resume.unexported(run, chosen, settings.export)
-    exporting.export(exporting.source(run, chosen, left, dataset, settings.verify), stop)
+    task = exporting.task_of(run, chosen, left, dataset, settings.verify)
+    exporting.export(replace(task, left_out=left_out), stop_if_told)
     return True
 
 
-def _stop_if_told(run: RunDirectory, settings: Settings, received: Sequence[int]) -> None:
+def _stop_if_told(run: RunDirectory, settings: Settings, stop: Stop) -> None:
     """Stop at a signal, where the configuration says so, and say how to go on.
 
     Raises:
         StopRequested: A signal was received.
     """
-    if received and settings.train.on_interrupt == "stop":
+    if stop.requested and settings.train.on_interrupt == "stop":
         if run.read_lines():
             log.info("go on with:  python -m pipeline %s", override(resume.KEY, run.path))
-        stop_if(received)
+        stop.check()

@@ -131,7 +131,7 @@ def space_of(overrides: Sequence[Override]) -> Space:
             "Add optimizer.learning_rate='tag(log, interval(1e-4, 1e-1))', for example."
         )
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
     return Space(distributions, list(fixed.values()))
 
 
@@ -174,7 +174,7 @@ def grid_of(space: Space) -> dict[str, list[Any]]:
     if size > MAX_GRID:
         problems.append(f"A grid must have at most {MAX_GRID} combinations. Received: {size}.")
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
     return grid
 
 
@@ -314,9 +314,7 @@ def make_sampler(options: Options, space: Space) -> PerTrialSampler | Grid:
     try:
         return PerTrialSampler(lambda seed: options.sampler(seed=seed), options.seed)
     except (TypeError, ValueError) as error:
-        raise ConfigError(
-            [f"hydra.sweeper.sampler must be what Optuna takes. {first_line(error)}"]
-        ) from error
+        raise ConfigError(f"hydra.sweeper.sampler must be what Optuna takes. {first_line(error)}") from error
 
 
 def open_study(
@@ -336,10 +334,10 @@ def open_study(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     if options.pruner and len(objectives) > 1:
-        raise ConfigError(["hydra/sweeper/pruner must be none where sweep.metric has several metrics."])
+        raise ConfigError("hydra/sweeper/pruner must be none where sweep.metric has several metrics.")
     if options.storage and not options.study_name:
         raise ConfigError(
-            ["hydra.sweeper.study_name must be given with hydra.sweeper.storage. Received: none."]
+            "hydra.sweeper.study_name must be given with hydra.sweeper.storage. Received: none."
         )
     url = options.storage or f"sqlite:///{directory}/study.db"
     attempt = 0
@@ -358,7 +356,7 @@ def open_study(
         except Exception as error:  # Whatever the database's driver raises, or that there is none.
             if attempt == ATTEMPTS:
                 raise ConfigError(
-                    [f"hydra.sweeper.storage must be a database that can be reached. {first_line(error)}"]
+                    f"hydra.sweeper.storage must be a database that can be reached. {first_line(error)}"
                 ) from error
             time.sleep(IDLE_SECS)
         else:
@@ -388,11 +386,9 @@ def check_study(study: optuna.Study, space: Space, objectives: Objectives, confi
         study.set_user_attr(IDENTITY, searched)
     elif any(known[key] != searched[key] for key in ("space", "objectives", "configuration")):
         raise ConfigError(
-            [
-                "The study is of another search, or its configuration or data have changed: "
-                f"{_said(known)}. Received: {_said(searched)}. Choose another hydra.sweep.dir; "
-                "with hydra.sweeper.storage, another hydra.sweeper.study_name, too."
-            ]
+            "The study is of another search, or its configuration or data have changed: "
+            f"{_said(known)}. Received: {_said(searched)}. Choose another hydra.sweep.dir; "
+            "with hydra.sweeper.storage, another hydra.sweeper.study_name, too."
         )
 
 
@@ -462,7 +458,7 @@ def _options(config: DictConfig, section: Mapping[str, Any]) -> Options:
             f"Received: {config.hydra.runtime.choices['hydra/launcher']}."
         )
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
     return Options(**bound)
 
 

@@ -18,7 +18,7 @@ from pipeline import ledger as ledgers
 from pipeline import sweep_report
 from pipeline.cli.command import DONE, FAILED, MISMATCH, Job, Result
 from pipeline.cli.composition import plain_values
-from pipeline.cli.stop import StopRequested, stop_signals
+from pipeline.cli.stop import stop_signals
 from pipeline.config.binding import bind
 from pipeline.config.schema import paired
 from pipeline.errors import ConfigError
@@ -100,11 +100,11 @@ def run(plan: Plan, task: Task, ledger: Ledger, limits: Limits, objectives: Obje
     compiled = ledger.directory / COMPILED
     shutil.rmtree(compiled, ignore_errors=True)  # A sweep that was killed may have left half of a file.
     compiled.mkdir()
-    with stop_signals() as received, bar:
-        pool = Pool(ledger, limits, plan.decide, received, compiled)
+    with stop_signals() as stop, bar:
+        pool = Pool(ledger, limits, plan.decide, stop, compiled)
         try:
             while pool.running or not plan.is_complete():
-                while not (pool.is_full or received) and (following := plan.next()) is not None:
+                while not (pool.is_full or stop.requested) and (following := plan.next()) is not None:
                     plan.started(pool.submit(task, following.config, following.study_trial))
                 for trial in pool.wait():
                     if trial.state != ledgers.INTERRUPTED:
@@ -114,8 +114,7 @@ def run(plan: Plan, task: Task, ledger: Ledger, limits: Limits, objectives: Obje
                         bar.write(_line(trial, objectives), file=sys.stderr)
                 _show(bar, plan, ledger, objectives)
                 plan.tick()
-                if received:
-                    raise StopRequested(received[0])
+                stop.check()
         except BaseException:
             pool.stop()
             raise
@@ -170,7 +169,7 @@ def limits_of(config: DictConfig) -> Limits:
         values["n_jobs"] = len(os.sched_getaffinity(0))
     bound = bind(Limits, values, "hydra.launcher.", problems)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
     return Limits(**bound)
 
 
@@ -253,7 +252,7 @@ def check_all(task: Task, configs: Sequence[DictConfig]) -> None:
             where = " ".join(config.hydra.overrides.task)
             problems |= dict.fromkeys(f"{problem} ({where})" for problem in error.problems)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
 
 
 def ledger_of(config: DictConfig) -> Ledger:

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -21,6 +21,7 @@ from pipeline import ledger as ledgers
 from pipeline.cli import processes
 from pipeline.cli.command import DONE, MISMATCH, Job, Result, register_resolvers
 from pipeline.cli.composition import plain_values
+from pipeline.cli.stop import Stop
 from pipeline.ledger import Ledger, Trial
 
 POLL_SECS = 0.2
@@ -68,14 +69,14 @@ class Pool:
         ledger: Where they are written down.
         limits: What they may take.
         decide: Asked after every epoch of a trial.
-        received: Signals received: a trial that ends without a result then was interrupted.
+        stop_token: The signals received: a trial that ends without a result then was interrupted.
         compiled: A directory for what XLA compiles: trials whose steps are the same compile once.
     """
 
     ledger: Ledger
     limits: Limits
     decide: Decision
-    received: Sequence[int]
+    stop_token: Stop
     compiled: Path
     running: list[_Running] = field(default_factory=list)
 
@@ -161,7 +162,7 @@ class Pool:
             reason = f"longer than {self.limits.timeout_secs:g} s"
         elif state == ledgers.OUT_OF_MEMORY:
             reason = f"more than {self.limits.memory_limit_mb:g} MB"
-        elif result is None and self.received:
+        elif result is None and self.stop_token.requested:
             state = ledgers.INTERRUPTED
         elif result is None and code < 0:
             state, reason = ledgers.KILLED, signal.Signals(-code).name

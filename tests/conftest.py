@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pipeline import runtime
-from pipeline.formats.base import FACTS, MANIFEST
+from pipeline.formats.manifest import FOLDERS, MANIFEST
 from pipeline.runs import checksums
 from tests.cases import CASES, Case
 
@@ -64,7 +64,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 def rewrite_export(export: Path) -> None:
     """Take the digests that an export's manifest names anew, as if it had been written as it is now."""
-    facts = next(export / facts for facts in FACTS if (export / facts / MANIFEST).exists())
+    facts = next(export / folder for folder in FOLDERS if (export / folder / MANIFEST).exists())
     said = {facts / MANIFEST, facts / "verification.json"}
     files = checksums.digests(export, set(export.rglob("*")) - said)
     checkpoints = export.parents[2] / "checkpoints"

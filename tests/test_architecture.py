@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.formats import FORMATS
-from pipeline.formats import exports
+from pipeline.formats import base
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("pipeline", "models", "data")
@@ -148,6 +148,6 @@ def test_every_format_is_a_module_with_a_configuration() -> None:
     choices = {path.stem for path in (ROOT / "conf" / "export").glob("*.yaml")} - {"all"}
     assert files == choices == set(FORMATS)
     for name in FORMATS:
-        module = exports.load(name)
+        module = base.load(name)
         assert callable(module.write)
         assert callable(module.open)

@@ -215,10 +215,10 @@ def test_three_ways_back_of_the_char_lstm(tmp_path: Path) -> None:
         )
         trained.fit()
         nothing = Verify(abs_tolerance=None, rel_tolerance=None, quantized_tolerance=None)
-        source = exporting.source(
+        task = exporting.task_of(
             run, run.read_rows()[2:], Export(formats={"saved_model": True}), dataset, nothing
         )
-        exporting.export(source)
+        exporting.export(task)
     generate = trained.built.signatures["generate"]
     request = {"prompt": "License", "length": 50, "temperature": 0.8}
 

@@ -32,7 +32,7 @@ from data.npz import Npz
 from pipeline import predict, predictor
 from pipeline.cli import processes
 from pipeline.errors import ConfigError
-from pipeline.formats.base import Manifest
+from pipeline.formats.manifest import Manifest
 from pipeline.graphs import allowed_operations
 from pipeline.runs import checksums
 from pipeline.runs.directory import RunDirectory

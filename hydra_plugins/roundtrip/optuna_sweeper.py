@@ -87,7 +87,7 @@ class OptunaSweeper(Sweeper):
         from pipeline.config import checks  # Not for every command that Hydra looks for plugins for.
 
         if problem := checks.lacks("hydra/sweeper=optuna", "sweep"):
-            raise checks.ConfigError([problem])
+            raise checks.ConfigError(problem)
         from pipeline import search
 
         return [search.sweep(self.hydra_context, self.task_function, self.config, self.options, arguments)]

@@ -22,28 +22,24 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from pipeline.cli import processes
+from pipeline.cli import hydra_internals, processes
 from pipeline.cli.composition import CONF, HYDRA_ERRORS, compose_and_check, help_text, hydra_app, in_one_line
-from pipeline.cli.stop import StopRequested
-from pipeline.errors import ConfigError
+from pipeline.cli.stop import Stop, StopRequested
+from pipeline.errors import RoundtripError
 
 DONE, FAILED, BAD_INPUT, MISMATCH = 0, 1, 2, 3
-
+"""The exit codes of every command, besides those of signals."""
 
 HYDRA_FLAGS = ("hydra_help", "cfg", "info", "shell_completion")
-
-
 """Flags that ask Hydra for something other than a job."""
 
 
 NOTHING_LOST = (
     "What was written before is whole; when the cause is gone, the same command goes on from there."
 )
-
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +117,7 @@ def run(
             with the `hydra` section. Raises `ConfigError`.
         complete: Returns the overrides of the command line with those that they imply.
     """
-    arguments = get_args_parser().parse_args()
+    arguments = hydra_internals.argument_parser().parse_args()
     register_resolvers()
     logging.raiseExceptions = False  # A log file that takes no more is no reason for a traceback.
     code = DONE
@@ -131,7 +127,7 @@ def run(
         else:
             arguments.overrides = complete(arguments.overrides)
             code = _run_job_or_sweep(arguments, task, config_name, check)
-    except ConfigError as error:
+    except RoundtripError as error:
         _exit(BAD_INPUT, error.problems, error)
     except HYDRA_ERRORS as error:
         _exit(BAD_INPUT, [in_one_line(error)], error)
@@ -209,18 +205,18 @@ def _code(returned: Any) -> int:
     return returned.code if isinstance(returned, Result) else int(returned)
 
 
-def in_fresh_process(module: str, overrides: Sequence[str], received: Sequence[int]) -> int:
+def in_fresh_process(module: str, overrides: Sequence[str], stop: Stop) -> int:
     """Run a command in a process that shares nothing with this one.
 
     Args:
         module: The command, as `python -m` takes it.
         overrides: Its overrides.
-        received: See `stop_signals`; a signal is passed on.
+        stop: The signals of this command; they are passed on.
 
     Returns:
         Its exit code, or `FAILED` if it was killed.
     """
-    code = processes.run_module(module, overrides, received)
+    code = processes.run_module(module, overrides, stop)
     return code if code in (DONE, BAD_INPUT, MISMATCH) else FAILED
 
 

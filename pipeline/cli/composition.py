@@ -8,24 +8,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, NamedTuple
 
 import hydra
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import IConfigRepository
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.errors import ConfigError, unknown
+from pipeline.cli import hydra_internals
+from pipeline.cli.hydra_internals import Hydra
+from pipeline.errors import ConfigError, RoundtripError, unknown
 
 CONF = "pkg://conf"
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
@@ -43,9 +40,37 @@ def plain_values(cfg: DictConfig) -> dict[str, Any]:
     try:
         plain = OmegaConf.to_container(OmegaConf.masked_copy(cfg, keys), resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError([str(error).splitlines()[0]]) from error
+        raise ConfigError(str(error).splitlines()[0]) from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+class Job(NamedTuple):
+    """What Hydra decides for a job.
+
+    Attributes:
+        output_dir: The directory for what the job writes, absolute.
+        overrides: The overrides of the command line.
+    """
+
+    output_dir: Path
+    overrides: Sequence[str]
+
+
+def job_of(cfg: DictConfig) -> Job | None:
+    """Return what Hydra decides for the job of a configuration; `None` where there is no job yet.
+
+    A single job is checked before Hydra starts it, with the `hydra` section in its configuration. From a job
+    of a sweep, Hydra takes the section out and keeps it. While a sweep checks all of its trials, none has a
+    directory.
+    """
+    if "hydra" in cfg:
+        HydraConfig.instance().set_config(cfg)  # `hydra.run.dir` may ask for `hydra:runtime.choices`.
+        return Job(Path(cfg.hydra.run.dir).absolute(), list(cfg.hydra.overrides.task))
+    section = HydraConfig.get() if HydraConfig.initialized() else None
+    if section is None or OmegaConf.is_missing(section.runtime, "output_dir"):
+        return None
+    return Job(Path(section.runtime.output_dir), list(section.overrides.task))
 
 
 @contextmanager
@@ -56,18 +81,18 @@ def hydra_app(arguments: argparse.Namespace) -> Iterator[Hydra]:
         ConfigError: `--config-dir` names no folder.
     """
     if arguments.experimental_rerun is not None:
-        raise ConfigError(["--experimental-rerun is not supported. Repeat the run's own command."])
+        raise ConfigError("--experimental-rerun is not supported. Repeat the run's own command.")
     for flag in ("config_path", "config_dir"):
         folder = getattr(arguments, flag)
         if folder is not None and "://" not in folder and not Path(folder).is_dir():
-            raise ConfigError([f"--{flag.replace('_', '-')} must name a folder. Not found: {folder}."])
+            raise ConfigError(f"--{flag.replace('_', '-')} must name a folder. Not found: {folder}.")
     hydra.version.setbase("1.3")
-    search_path = create_config_search_path(_as_url(arguments.config_path or CONF))
+    search_path = hydra_internals.search_path(_as_url(arguments.config_path or CONF))
     if arguments.config_dir is not None:
         path = _as_url(arguments.config_dir)
         search_path.prepend("command-line", path, SearchPathQuery(provider="schema"))
     try:
-        yield Hydra.create_main_hydra2(task_name="pipeline", config_search_path=search_path)
+        yield hydra_internals.new_app(search_path)
     finally:
         GlobalHydra.instance().clear()
 
@@ -91,12 +116,12 @@ def compose_and_check(
         composing = functools.cache(lambda *accepted: compose(app, config_name, accepted))
         accepted, problems = _explain_each(app, composing, overrides, error)
         if not problems:
-            raise ConfigError([in_one_line(error)]) from error
+            raise ConfigError(in_one_line(error)) from error
         try:
             check(composing(*accepted))
-        except ConfigError as other:
+        except RoundtripError as other:
             problems += other.problems
-        raise ConfigError(problems) from error
+        raise ConfigError(*problems) from error
     return composed, check(composed)
 
 
@@ -126,7 +151,7 @@ def _explain_each(
 
     def is_group(override: str) -> bool:
         key = override.lstrip("+~").partition("=")[0]
-        return bool(_options(app, key))
+        return bool(hydra_internals.options(app, key))
 
     problems: list[str] = []
     accepted: list[str] = []
@@ -166,7 +191,7 @@ def _explain(
     key = parsed.key_or_group
     if parsed.is_sweep_override():
         return f"{override} names several values. Add --multirun (-m) to run them all."
-    if options := _options(app, key):
+    if options := hydra_internals.options(app, key):
         value: Any = parsed.value()
         chosen = value if isinstance(value, list) else [value]
         bad = [value for value in chosen if value not in options]
@@ -190,30 +215,13 @@ def in_one_line(error: BaseException) -> str:
     return said if error.__cause__ is None else f"{said} {in_one_line(error.__cause__)}".strip()
 
 
-def _options(app: Hydra, group: str) -> list[str]:
-    """Return the choices of a group; none if it is not one."""
-    return [str(option) for option in _repository(app).get_group_options(group)]
-
-
-def _repository(app: Hydra) -> IConfigRepository:
-    """Return what knows the groups; its loader would copy it, with all that it holds, for each question."""
-    assert isinstance(app.config_loader, ConfigLoaderImpl)
-    return app.config_loader.repository
-
-
-def _groups(app: Hydra, parent: str = "") -> Iterator[str]:
-    for name in _repository(app).get_group_options(parent, ObjectType.GROUP):
-        group = f"{parent}/{name}" if parent else name
-        if group != "hydra":
-            yield group
-            yield from _groups(app, group)
-
-
 def help_text(app: Hydra, config_name: str, overrides: Sequence[str]) -> str:
     """Return the help of a command: the template in its configuration, filled in as Hydra does."""
     composed = compose(app, config_name, overrides)
     HydraConfig.instance().set_config(composed)
-    choices = {group: sorted(_options(app, group)) for group in sorted(_groups(app))}
+    choices = {
+        group: sorted(hydra_internals.options(app, group)) for group in sorted(hydra_internals.groups(app))
+    }
     keys = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     return Template(composed.hydra.help.template).substitute(
         APP_CONFIG_GROUPS="".join(

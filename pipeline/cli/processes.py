@@ -19,6 +19,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from pipeline.cli.stop import Stop
+
 POLL_SECS = 0.05
 OUTPUTS = (1, 2)
 
@@ -50,26 +52,26 @@ def start(function: Callable[..., object], *arguments: Any, spares: int = 0) -> 
     return process
 
 
-def run_module(module: str, arguments: Sequence[str], received: Sequence[int]) -> int:
+def run_module(module: str, arguments: Sequence[str], stop: Stop) -> int:
     """Run a module as `python -m` does, in a fresh process; return its exit code.
 
     Args:
         module: What to run.
         arguments: Its command line.
-        received: Signals received since; they are passed on. A terminal sends Ctrl-C to all processes
-            itself, for which a second one makes no difference.
+        stop: The signals of this process; those that come while the module runs are passed on to it. A
+            terminal sends Ctrl-C to every process itself; the second one changes nothing.
 
     Returns:
         The exit code, negative if a signal ended the process.
     """
-    passed_on = len(received)
+    passed_on = len(stop.signals)
     process = _use_spare(module, arguments) if _spares else start(_run_module, module, list(arguments))
     while process.is_alive():
         process.join(POLL_SECS)
-        for number in received[passed_on:]:
+        for number in stop.signals[passed_on:]:
             if process.pid is not None and process.is_alive():
                 os.kill(process.pid, number)
-        passed_on = len(received)
+        passed_on = len(stop.signals)
     assert process.exitcode is not None
     return process.exitcode
 

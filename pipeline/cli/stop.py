@@ -1,37 +1,75 @@
-"""Stopping in good order at SIGINT and SIGTERM."""
+"""Stopping in good order: SIGINT and SIGTERM are noted, and the command stops where nothing is lost.
+
+with stop_signals() as stop:
+    for epoch in range(10):
+        train(epoch)
+        stop.check()  # raises StopRequested once a signal has come
+"""
 
 from __future__ import annotations
 
 import logging
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 log = logging.getLogger(__name__)
 
 
 class StopRequested(BaseException):
-    """The command was told to stop by a signal, and did so in good order; a sweep stops with it."""
+    """A signal told the command to stop, and the command stopped in good order.
+
+    It is no `Exception`: a sweep that goes on after a trial's errors stops at it.
+
+    Attributes:
+        exit_code: 128 and the number of the signal, as a shell reports it.
+    """
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
         self.exit_code = 128 + signal_number
 
 
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in the list given, instead of being stopped by the first of them.
+@dataclass
+class Stop:
+    """The signals that a command has received and has not acted upon yet.
 
-    The second one takes effect as usual, for whoever cannot wait. Outside the main thread, where
-    Python delivers no signals, the list stays empty.
+    Attributes:
+        signals: Numbers of the signals, in the order of their arrival.
     """
-    received: list[int] = []
+
+    signals: list[int] = field(default_factory=list)
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has come."""
+        return bool(self.signals)
+
+    def check(self) -> None:
+        """Stop the command if a signal has come.
+
+        Raises:
+            StopRequested: One has.
+        """
+        if self.signals:
+            raise StopRequested(self.signals[0])
+
+
+@contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """Note SIGINT and SIGTERM in the object given, instead of being ended by the first of them.
+
+    The second signal takes effect as usual, for whoever cannot wait. Outside of the main thread, where Python
+    delivers no signals, none is noted.
+    """
+    stop = Stop()
     before: dict[int, Any] = {}
 
     def remember(number: int, frame: object) -> None:
-        received.append(number)
+        stop.signals.append(number)
         log.warning("%s: stopping in good order; once more to stop at once", signal.Signals(number).name)
         restore()
 
@@ -43,16 +81,6 @@ def stop_signals() -> Iterator[list[int]]:
         for number in (signal.SIGINT, signal.SIGTERM):
             before[number] = signal.signal(number, remember)
     try:
-        yield received
+        yield stop
     finally:
         restore()
-
-
-def stop_if(received: Sequence[int]) -> None:
-    """Raise what stops the command if a signal was received; see `stop_signals`.
-
-    Raises:
-        StopRequested: One was.
-    """
-    if received:
-        raise StopRequested(received[0])

@@ -1,7 +1,8 @@
-"""Binding: values of a configuration to the signature of the class that takes them.
+"""Binding: the values of a configuration are held against the signature of the class that takes them.
 
-The schema of a section is that signature: types, and constraints as strings in `Annotated`, such as
-`Annotated[int, ">= 1"]`. Problems are collected, not raised one by one.
+The signature is the schema: its annotations are the types, and strings in `Annotated`, such as
+`Annotated[int, ">= 1"]`, are the constraints. Problems are collected, so that a user sees all of them at
+once.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pipeline.errors import unknown
+from pipeline.errors import ConfigError, unknown
 
 COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
-
-
 TYPE_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+
+T = TypeVar("T")
 
 
 def construct(values: Any, name: str, problems: list[str]) -> tuple[Any, Mapping[str, Any]]:
@@ -57,6 +58,24 @@ def construct(values: Any, name: str, problems: list[str]) -> tuple[Any, Mapping
     except (ValueError, TypeError, ImportError) as error:
         problems.append(str(error))
         return None, {}
+
+
+def parse(schema: Callable[..., T], values: Mapping[str, Any], prefix: str = "") -> T:
+    """Return a section of the configuration as an instance of its schema.
+
+    Args:
+        schema: A dataclass.
+        values: Values by key.
+        prefix: The key that the values stand under, with its dot, for messages.
+
+    Raises:
+        ConfigError: With every key that is missing or unknown, and every value that does not fit.
+    """
+    problems: list[str] = []
+    bound = bind(schema, values, prefix, problems)
+    if problems:
+        raise ConfigError(*problems)
+    return schema(**bound)
 
 
 def bind(

@@ -1,30 +1,28 @@
-"""The configuration: its schema, and every check that needs neither TensorFlow nor a training step.
+"""Checks of the configuration that need neither TensorFlow nor a training step.
 
-A model, a data source and an optimizer are named by `_target_`, their schema is their own signature; that
-of the other sections is here. All problems are found before any is reported.
+A model, a data source and an optimizer are named by `_target_`, and the signature of the class that
+`_target_` names is their schema; the schema of the other sections is in `pipeline.config.schema`. All
+problems are found before any is reported.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pipeline.config.binding import bind, construct
+from pipeline.config.formats import FORMATS, lacks
+from pipeline.config.schema import PARAMETERS, Best, Export, Settings, Sweep, Train, Verify, as_list
 from pipeline.errors import ConfigError, unknown
-
-if TYPE_CHECKING:
-    pass
-from pipeline.config.formats import EXTRAS, FORMATS, MANY_EPOCHS
-from pipeline.config.schema import PARAMETERS, Best, Export, Settings, Sweep, Train, Verify, _listed
 
 EPOCHS = "all, best, last, a number, or a list such as [1,3]"
 
 
-# What the configuration's top level may hold besides the three components.
 @dataclass(frozen=True, kw_only=True)
-class _Sections:
+class _TopLevel:
+    """The keys of the top level besides the three components that `_target_` names."""
+
     export: Export
     train: Train
     verify: Verify
@@ -49,7 +47,7 @@ def check(values: Mapping[str, Any]) -> Settings:
         name: construct(values.get(name), name, problems) for name in ("model", "data", "optimizer")
     }
     sections = {key: value for key, value in values.items() if key not in components}
-    bound = bind(_Sections, sections, "", problems)
+    bound = bind(_TopLevel, sections, "", problems)
     if bound.get("export") and bound.get("verify"):
         problems += check_export(bound["export"], bound["verify"])
     if bound.get("sweep"):
@@ -60,7 +58,7 @@ def check(values: Mapping[str, Any]) -> Settings:
     if isinstance(train := values.get("train"), Mapping) and "keep" in train:  # Whatever else is wrong there.
         problems += _check_keep(train["keep"], values.get("epoch"))
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
     return Settings(
         **{name: component for name, (component, _) in components.items() if component},
         **bound,
@@ -79,24 +77,13 @@ def check_export(export: Export, verify: Verify) -> Iterable[str]:
     if not any(export.formats.values()):
         yield f"export.formats must have at least one of {', '.join(FORMATS)}. Received: none."
     for name in export.chosen:
-        if problem := lacks(f"export={name}", name):
+        if problem := lacks(f"export={name}", name, FORMATS[name].packages):
             yield problem
     if export.quantization != "none" and verify.quantized_tolerance is None:
         yield (
             f"export.quantization={export.quantization} changes the metrics. Say by how much they may "
             "differ: verify.quantized_tolerance=0.01, for example."
         )
-
-
-def lacks(choice: str, extra: str) -> str | None:
-    """Return what a choice needs and what is not installed, in a sentence; `None` if nothing is missing."""
-    missing = [module for module in EXTRAS.get(extra, ()) if importlib.util.find_spec(module) is None]
-    if not missing:
-        return None
-    return (
-        f"{choice} needs {', '.join(missing)}. Not installed. "
-        f"Install the extra: pip install 'roundtrip[{extra}]'."
-    )
 
 
 def check_epochs(epoch: Any, export: Export) -> Iterable[str]:
@@ -106,16 +93,17 @@ def check_epochs(epoch: Any, export: Export) -> Iterable[str]:
     if epoch == [] or any(type(number) is not int or number < 0 for number in numbers):
         yield f"epoch must be {EPOCHS}. Received: {epoch}."
         return
-    one_epoch = [name for name in export.chosen if name not in MANY_EPOCHS]
+    many = [name for name, row in FORMATS.items() if row.many_epochs]
+    one_epoch = [name for name in export.chosen if name not in many]
     if (epoch == "all" or several) and one_epoch:
         yield (
-            f"epoch={epoch} needs a format that holds many epochs: {', '.join(MANY_EPOCHS)}. "
+            f"epoch={epoch} needs a format that holds many epochs: {', '.join(many)}. "
             f"Received: {', '.join(one_epoch)}."
         )
 
 
 def _check_sweep(sweep: Sweep) -> Iterable[str]:
-    metrics, directions = _listed(sweep.metric), _listed(sweep.direction)
+    metrics, directions = as_list(sweep.metric), as_list(sweep.direction)
     if not metrics or not all(isinstance(name, str) for name in metrics) or metrics[0] == PARAMETERS:
         yield f"sweep.metric must be a metric, or a list that begins with one. Received: {sweep.metric}."
     for direction in directions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ConfigError
+from pipeline.errors import DataSetError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -23,7 +23,7 @@ def load(source: Source) -> Dataset:
     try:
         return source.load()
     except (ValueError, OSError) as error:
-        raise ConfigError([str(error)]) from error
+        raise DataSetError(str(error)) from error
 
 
 def check_batch(model: Model, dataset: Dataset) -> None:
@@ -35,15 +35,13 @@ def check_batch(model: Model, dataset: Dataset) -> None:
     try:
         specs = model.arrays(dataset.metadata)
     except ValueError as error:
-        raise ConfigError([str(error)]) from error
+        raise DataSetError(str(error)) from error
     consumed = "\n".join(f"    {name}: {spec}" for name, spec in specs.items())
     if set(specs) != set(dataset.train):
         provided = ", ".join(f"{name} {list(a.shape)} {a.dtype}" for name, a in dataset.train.items())
-        raise ConfigError(
-            [
-                f"The data must provide the arrays that the model consumes:\n{consumed}\n"
-                f"  Received: {provided}. Choose another data= or model=."
-            ]
+        raise DataSetError(
+            f"The data must provide the arrays that the model consumes:\n{consumed}\n"
+            f"  Received: {provided}. Choose another data= or model=."
         )
     problems = [
         problem
@@ -54,7 +52,7 @@ def check_batch(model: Model, dataset: Dataset) -> None:
     if dataset.stream is not None:
         problems += _range_problems(specs, dataset)
     if problems:
-        raise ConfigError(problems)
+        raise DataSetError(*problems)
 
 
 def _range_problems(specs: Mapping[str, ArraySpec], dataset: Dataset) -> Iterable[str]:

@@ -1,4 +1,8 @@
-"""The schema of the configuration's sections, as dataclasses."""
+"""The schema of the configuration: a dataclass for each section, with the type and the range of each key.
+
+Constraints stand in `Annotated`, as `pipeline.config.binding` reads them. `docs/configuration.md` is made
+from these classes.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from pipeline.config.formats import FORMATS, ExportFormat
+
 if TYPE_CHECKING:
     from data.base import Source
     from models.base import Model
-from pipeline.config.formats import FORMATS
 
 PARAMETERS = "parameters"
-
-
-"""What stands for the number of parameters among the objectives of a sweep."""
+"""The name that stands for the number of parameters among the objectives of a sweep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,10 @@ class Export:
     def chosen(self) -> list[str]:
         """The formats to write, in the order in which they are written."""
         return [name for name in FORMATS if self.formats.get(name)]
+
+    def quantization_of(self, format: ExportFormat) -> str:
+        """Return how the weights of a format are stored: quantized only where the format can be."""
+        return self.quantization if format.quantizable else "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +151,10 @@ class Settings:
         sweep: See `Sweep`.
         seed: Seeds the initial weights and the order of the examples.
         epoch: The epochs to export: `last`, `best`, `all`, a number, or a list of numbers.
-        trust: What a graph may have besides the operations that compute.
+        trust: Operations that the model's graph may have besides those that compute.
         resolved: The configuration as plain JSON values, paths made absolute.
+        run_dir: The run's directory; `None` while a sweep checks its trials before any of them has one.
+        overrides: The overrides of the command line, for `run.json`.
     """
 
     model: Model
@@ -160,12 +169,15 @@ class Settings:
     epoch: Any
     trust: Sequence[str]
     resolved: Mapping[str, Any]
+    run_dir: Path | None = None
+    overrides: Sequence[str] = ()
 
 
 def paired(metric: Any, direction: Any) -> list[tuple[str, Any]]:
     """Return each metric with its direction, of one or of a list of each."""
-    return list(zip(_listed(metric), _listed(direction), strict=False))
+    return list(zip(as_list(metric), as_list(direction), strict=False))
 
 
-def _listed(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
+    """Return a list as it is, and any other value as a list of one."""
     return value if isinstance(value, list) else [value]

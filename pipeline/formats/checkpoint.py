@@ -11,20 +11,20 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.formats.base import Source, Traits
+from pipeline.config.formats import FORMATS
+from pipeline.formats.base import ExportTask
 from pipeline.graphs.signatures import Signature
 
-TRAITS = Traits(facts=".", exact=True, copied=True)
 GRAPH = "graph"
 
 
-def write(source: Source, directory: Path) -> Mapping[str, str]:
+def write(task: ExportTask, directory: Path) -> Mapping[str, str]:
     """Copy the graph and each epoch's checkpoint."""
-    shutil.copytree(source.run.graph, directory / GRAPH)
-    for row in source.rows:
-        source.run.check_row(row)
+    shutil.copytree(task.run.graph, directory / GRAPH)
+    for row in task.rows:
+        task.run.check_row(row)
         for name in row.files:
-            shutil.copyfile(source.run.graph.with_name(name), directory / name)
+            shutil.copyfile(task.run.graph.with_name(name), directory / name)
     return {}
 
 
@@ -37,5 +37,5 @@ def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
     from pipeline.graphs import checkpoints
 
     graph = checkpoints.open_graph(directory / GRAPH)
-    checkpoints.restore(directory / f"epoch-{epoch:04d}", {"weights": graph.weights})
+    checkpoints.restore(directory / FORMATS["checkpoint"].path_of(epoch=epoch), {"weights": graph.weights})
     return graph.signatures

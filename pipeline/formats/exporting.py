@@ -1,21 +1,34 @@
-"""The stage between training and verification: which epochs, in which formats, from what."""
+"""Exporting: which epochs of a run, in which formats; rehearsed before the training, published after it.
+
+task = task_of(run, rows, options, dataset, verify)
+known = rehearse(task)                          # before training: what each format leaves out
+export(replace(task, left_out=known))           # after training: RUN/export/<format>/<version>/
+"""
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
+from pipeline.config.formats import FORMATS
 from pipeline.config.schema import Export, Verify
-from pipeline.errors import ConfigError
-from pipeline.formats import exports
-from pipeline.formats.base import Requests, Source
+from pipeline.errors import RoundtripError, UnsupportedError
+from pipeline.formats import base, opening
+from pipeline.formats.base import ExportTask
+from pipeline.formats.manifest import Manifest, write_manifest
 from pipeline.graphs import checkpoints, examples
+from pipeline.graphs.examples import Requests
+from pipeline.graphs.signatures import SESSION_GRAPH
+from pipeline.runs import checksums
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.log import Row
 
@@ -23,45 +36,100 @@ if TYPE_CHECKING:
     from data.base import Dataset
 
 NUM_CALIBRATION = 8
-"""Requests made of training data, each of a batch, that value ranges are counted on."""
+"""Requests made of training data, each of a batch, that ranges of values are counted on."""
 
 log = logging.getLogger("pipeline")
 
 
-def rehearse(source: Source, before_each: Callable[[], None] = lambda: None) -> None:
-    """Write, open and run the untrained model in each format that is not the run's own graph.
+def rehearse(
+    task: ExportTask, before_each: Callable[[], None] = lambda: None
+) -> dict[str, Mapping[str, str]]:
+    """Write, open and check the untrained model in each format that is not a copy of the run's own graph.
 
-    What a format cannot hold is said, before any training.
+    A format that cannot hold the model is then known before any training.
 
     Args:
-        source: What is exported.
+        task: What is to be exported.
+        before_each: Called before each format; it may raise.
+
+    Returns:
+        By format, the signatures that the format cannot hold, each with the reason: see
+        `ExportTask.left_out`.
+
+    Raises:
+        UnsupportedError: With every format that cannot hold the model, and why.
+    """
+    problems: list[str] = []
+    left_out: dict[str, Mapping[str, str]] = {}
+    converted = [name for name in task.options.chosen if not FORMATS[name].copied]
+    for name in tqdm(converted, desc="rehearse exports", unit="format", disable=None, leave=False):
+        before_each()
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                left_out[name] = _write(replace(task, rows=[]), name, Path(folder))
+            except RoundtripError as error:
+                problems += error.problems
+    if problems:
+        raise UnsupportedError(*problems)
+    return left_out
+
+
+def export(task: ExportTask, before_each: Callable[[], None] = lambda: None) -> None:
+    """Export the epochs of a task in each chosen format; either every format is published, or none.
+
+    Args:
+        task: What is to be exported.
         before_each: Called before each format; it may raise.
 
     Raises:
-        ConfigError: With every format that cannot be verified, and why.
+        UnsupportedError: With every format that cannot hold the model, and why.
     """
+    numbers = ", ".join(map(str, task.epochs))
     problems: list[str] = []
-    made = [name for name in source.options.chosen if not exports.load(name).TRAITS.copied]
-    for name in tqdm(made, desc="rehearse exports", unit="format", disable=None, leave=False):
-        before_each()
-        try:
-            left_out = exports.rehearse(replace(source, rows=[]), name)
-        except ConfigError as error:
-            problems += error.problems
-            continue
+    with ExitStack() as versions:
+        directories = []
+        for name in tqdm(task.options.chosen, desc="export", unit="format", disable=None, leave=False):
+            before_each()
+            directory, staging = versions.enter_context(task.run.new_version(name))
+            directories.append(directory)
+            try:
+                _write(task, name, staging)
+            except UnsupportedError as error:
+                problems += error.problems
+        if problems:
+            raise UnsupportedError(*problems)
+    for directory in directories:
+        log.info("exported epoch%s %s: %s", "s" if len(task.epochs) > 1 else "", numbers, directory)
+
+
+def _write(task: ExportTask, name: str, directory: Path) -> Mapping[str, str]:
+    """Write an export with its manifest; return the signatures that the format cannot hold.
+
+    Where a rehearsal has not done so before, a converted export is opened, and must have a way to be
+    evaluated.
+    """
+    left_out = base.load(name).write(task, directory)
+    quantization = task.options.quantization_of(FORMATS[name])
+    held = [*(key for key in task.requests if key != SESSION_GRAPH), "evaluate"]
+    manifest = Manifest(
+        format=name,
+        epochs=task.epochs,
+        signatures=[key for key in held if key not in left_out],
+        left_out=dict(left_out),
+        run=str(task.run.path),
+        quantization=quantization,
+        quantized_tolerance=0.0 if quantization == "none" else task.quantized_tolerance,
+        files=checksums.digests(directory, directory.rglob("*")),
+        answers=checksums.digests(task.run.graph.parent, map(task.run.answers, task.epochs)),
+    )
+    write_manifest(directory, manifest)
+    if name not in task.left_out and not FORMATS[name].copied:
+        _, restored = opening.open(directory, task.epochs[-1] if task.epochs else 0)
+        opening.evaluable(name, restored, task.graph)
+    if name not in task.left_out:
         for signature, reason in left_out.items():
             log.info("%s leaves out %s: %s. It is in saved_model.", name, signature, reason)
-    if problems:
-        raise ConfigError(problems)
-
-
-def export(source: Source, before_each: Callable[[], None] = lambda: None) -> None:
-    """Export the epochs of a source in each chosen format; `before_each` as in `rehearse`."""
-    numbers = ", ".join(map(str, source.numbers))
-    for name in tqdm(source.options.chosen, desc="export", unit="format", disable=None, leave=False):
-        before_each()
-        directory = exports.export(source, name)
-        log.info("exported epoch%s %s: %s", "s" if len(source.numbers) > 1 else "", numbers, directory)
+    return left_out
 
 
 def record_answers(run: RunDirectory, rows: Sequence[Row]) -> None:
@@ -74,11 +142,11 @@ def record_answers(run: RunDirectory, rows: Sequence[Row]) -> None:
             examples.write(run.answers(row.epoch), examples.answer(graph.functions, requests))
 
 
-def source(
+def task_of(
     run: RunDirectory, rows: Sequence[Row], options: Export, dataset: Dataset, verify: Verify
-) -> Source:
-    """Return what exports of the epochs of some rows of a run are written from."""
-    return Source(
+) -> ExportTask:
+    """Return the task of exporting the epochs of some rows of a run."""
+    return ExportTask(
         run,
         sorted(rows, key=lambda row: row.epoch),
         options,

@@ -14,18 +14,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError
-from pipeline.formats.base import Source, Traits, read_manifest
+from pipeline.config.formats import FORMATS
+from pipeline.errors import DamagedError, UnsupportedError
+from pipeline.formats.base import ExportTask
+from pipeline.formats.manifest import read_manifest
 from pipeline.graphs.signatures import Signature
 from pipeline.runs.directory import NETWORK
 
-TRAITS = Traits(facts=".", exact=False)
-FILE = "model.keras"
 MAX_FACTOR = 20
 """How many times its size a file may unpack to."""
 
 
-def write(source: Source, directory: Path) -> Mapping[str, str]:
+def write(task: ExportTask, directory: Path) -> Mapping[str, str]:
     """Make the network anew, give it the epoch's variables, and save it.
 
     Raises:
@@ -33,29 +33,25 @@ def write(source: Source, directory: Path) -> Mapping[str, str]:
     """
     import keras
 
-    path = source.run.graph.with_name(NETWORK)
+    path = task.run.graph.with_name(NETWORK)
     if not path.exists():
-        raise ConfigError(
-            [
-                "export=keras needs a model that states its Keras network (BuiltModel.network). "
-                "This one does not. Use export=saved_model."
-            ]
+        raise UnsupportedError(
+            "export=keras needs a model that states its Keras network (BuiltModel.network). "
+            "This one does not. Use export=saved_model."
         )
     description = json.loads(path.read_text())
     network = keras.models.model_from_json(json.dumps(description["network"]))
-    graph = source.graph()
+    graph = task.graph()
     for variable, name in zip(network.weights, description["weights"], strict=True):
         variable.assign(graph.weights[name].numpy())
     held = _names(network, graph.signatures)
     if not held:
-        raise ConfigError(
-            [
-                "export=keras needs a network whose inputs and outputs are named as a signature's. Received: "
-                f"{sorted(tensor.name for tensor in network.inputs)} -> {sorted(network.output)}."
-            ]
+        raise UnsupportedError(
+            "export=keras needs a network whose inputs and outputs are named as a signature's. Received: "
+            f"{sorted(tensor.name for tensor in network.inputs)} -> {sorted(network.output)}."
         )
     with warnings.catch_warnings(action="ignore"):  # NumPy's, of how Keras uses it.
-        network.save(directory / FILE)
+        network.save(directory / FORMATS["keras"].path)
     reason = "a Keras file holds one network"
     return {name: reason for name in graph.signatures if name not in held}
 
@@ -71,12 +67,12 @@ def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
 
     from pipeline.graphs.checkpoints import signature_of
 
-    path = directory / FILE
+    path = directory / FORMATS["keras"].path
     try:
         _check_size(path)
         network = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Whatever the damaged bytes lead the loader into.
-        raise ConfigError([f"{path} must be a whole Keras file. Loading it failed: {error}"]) from error
+        raise DamagedError(f"{path} must be a whole Keras file. Loading it failed: {error}") from error
     specs = {tensor.name: tf.TensorSpec(tensor.shape, tensor.dtype, tensor.name) for tensor in network.inputs}
     function = tf.function(lambda **inputs: network(inputs), autograph=False)
     signature = signature_of(function.get_concrete_function(**specs))

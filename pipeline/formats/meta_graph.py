@@ -17,22 +17,21 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from pipeline.errors import ConfigError
-from pipeline.formats.base import Source, Traits
+from pipeline.config.formats import FORMATS
+from pipeline.errors import DamagedError, RoundtripError
+from pipeline.formats.base import ExportTask
 from pipeline.graphs import allowed_operations, sessions
 from pipeline.graphs.checkpoints import Graph, writing
 from pipeline.graphs.signatures import Signature
 
 v1 = tf.compat.v1
 
-TRAITS = Traits(facts=".", exact=True)
 
-
-def write(source: Source, directory: Path) -> Mapping[str, str]:
+def write(task: ExportTask, directory: Path) -> Mapping[str, str]:
     """Write the graph and the variables of each epoch."""
     prefixes = []
-    for epoch, graph in source.epochs():
-        prefixes.append(f"epoch-{epoch}")
+    for epoch, graph in task.graphs():
+        prefixes.append(FORMATS["meta_graph"].path_of(epoch=epoch))
         _write_epoch(graph, directory / prefixes[-1])
     v1.train.update_checkpoint_state(str(directory), prefixes[-1], prefixes)
     return {}
@@ -55,7 +54,7 @@ def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
     Raises:
         ConfigError: A file is missing or damaged.
     """
-    prefix = directory / f"epoch-{epoch}"
+    prefix = directory / FORMATS["meta_graph"].path_of(epoch=epoch)
     meta = v1.MetaGraphDef()
     try:
         path = prefix.with_name(f"{prefix.name}.meta")
@@ -66,7 +65,7 @@ def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
             saver = v1.train.import_meta_graph(meta)
             saver.restore(session, str(prefix))
         return sessions.signatures_of(session, meta.signature_def)
-    except ConfigError:
+    except RoundtripError:
         raise
     except Exception as error:  # Whatever the damaged bytes lead the loader into.
-        raise ConfigError([f"{prefix} must be whole. Restoring it failed: {error}"]) from error
+        raise DamagedError(f"{prefix} must be whole. Restoring it failed: {error}") from error

@@ -13,46 +13,44 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError, first_line
-from pipeline.formats.base import Source, Traits
+from pipeline.config.formats import DEFAULT_SIGNATURE, FORMATS
+from pipeline.errors import DamagedError, UnsupportedError, first_line
+from pipeline.formats.base import ExportTask
 from pipeline.graphs.signatures import Signature, Spec
 from pipeline.runtime import held_back_stderr
 
-TRAITS = Traits(facts=".", exact=False)
-DEFAULT = "serving_default"
-DEFAULT_STEM = "model"
+DEFAULT_STEM = FORMATS["onnx"].default_stem
 NEXT = "next_"
 STRING = "tensor(string)"
 DTYPES = {"float": "float32", "double": "float64", "float16": "float16", "bool": "bool", "string": "string"}
 
 
-def write(source: Source, directory: Path) -> Mapping[str, str]:
-    """Convert each signature; one that cannot be, or cannot be run, is left out.
+def write(task: ExportTask, directory: Path) -> Mapping[str, str]:
+    """Convert each signature that ONNX can hold and ONNX Runtime can run, each into a file of its own.
 
     Raises:
-        ConfigError: None can be.
+        UnsupportedError: ONNX can hold none.
     """
-    graph = source.graph()
-    left_out: dict[str, str] = {}
+    graph = task.graph()
+    left_out = dict(task.left_out.get("onnx", {}))
     for name, signature in graph.signatures.items():
-        reason = _reason(name, signature, directory, source)
-        if reason is not None:
+        if name not in left_out and (reason := _reason(name, signature, directory, task)):
             left_out[name] = reason
     if len(left_out) == len(graph.signatures):
-        raise ConfigError([f"export=onnx can hold no signature of the model. {left_out}"])
+        raise UnsupportedError(f"export=onnx can hold no signature of the model. {left_out}")
     return left_out
 
 
 def _path(directory: Path, name: str) -> Path:
-    return directory / f"{DEFAULT_STEM if name == DEFAULT else name}.onnx"
+    return directory / FORMATS["onnx"].path_of(signature=name)
 
 
-def _reason(name: str, signature: Signature, directory: Path, source: Source) -> str | None:
-    """Write a signature's file, and run it; return why that cannot be, and no file, or `None`."""
+def _reason(name: str, signature: Signature, directory: Path, task: ExportTask) -> str | None:
+    """Write a signature's file, and run it; where that fails, return the reason and leave no file."""
     if reason := _name_taken(name, signature):
         return reason
     path = _path(directory, name)
-    reason = _convert(signature, path, source.options.opset) or _cannot_run(path, source.requests.get(name))
+    reason = _convert(signature, path, task.options.opset) or _cannot_run(path, task.requests.get(name))
     if reason is not None:
         path.unlink(missing_ok=True)
     return reason
@@ -61,7 +59,9 @@ def _reason(name: str, signature: Signature, directory: Path, source: Source) ->
 def _name_taken(name: str, signature: Signature) -> str | None:
     """Return which name of a signature has another meaning in this format."""
     if name == DEFAULT_STEM:
-        return f"{DEFAULT_STEM}.onnx is the file of {DEFAULT}; another name for the signature will do"
+        return (
+            f"{DEFAULT_STEM}.onnx is the file of {DEFAULT_SIGNATURE}; another name for the signature will do"
+        )
     carried = {NEXT + key for key in signature.inputs}
     if taken := sorted(carried.intersection(signature.outputs)):
         return f"an output named {taken[0]} would be the carried input's; another name for it will do"
@@ -131,9 +131,9 @@ def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
     try:
         signatures = {path.stem: _signature(path) for path in paths}
     except Exception as error:  # The runtime's errors share no type.
-        raise ConfigError([f"{directory} must hold whole ONNX files: {error}"]) from error
+        raise DamagedError(f"{directory} must hold whole ONNX files: {error}") from error
     if DEFAULT_STEM in signatures:
-        signatures[DEFAULT] = signatures.pop(DEFAULT_STEM)
+        signatures[DEFAULT_SIGNATURE] = signatures.pop(DEFAULT_STEM)
     return signatures
 
 

@@ -10,27 +10,25 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.formats.base import Source, Traits
+from pipeline.formats.base import ExportTask
 from pipeline.graphs.signatures import Signature
-
-TRAITS = Traits(facts="assets.extra", exact=True, copied=True)
 
 # TensorFlow's own fingerprint of the graph's SavedModel covers the variables that are replaced.
 NOT_COPIED = ("variables", "fingerprint.pb")
 
 
-def write(source: Source, directory: Path) -> Mapping[str, str]:
+def write(task: ExportTask, directory: Path) -> Mapping[str, str]:
     """Copy the graph, and write the epoch's variables where it looks for them."""
     from pipeline.graphs import checkpoints
 
     shutil.copytree(
-        source.run.graph,
+        task.run.graph,
         directory,
         dirs_exist_ok=True,
         ignore=shutil.ignore_patterns(*NOT_COPIED),
     )
     (directory / "variables").mkdir()
-    weights = source.graph().weights
+    weights = task.graph().weights
     checkpoints.write_checkpoint(directory / "variables" / "variables", {"weights": weights})
     return {}
 

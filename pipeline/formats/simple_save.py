@@ -13,19 +13,17 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from pipeline.formats.base import Source, Traits
+from pipeline.formats.base import ExportTask
 from pipeline.graphs import sessions
 from pipeline.graphs.checkpoints import writing
 from pipeline.graphs.signatures import Signature
 
 v1 = tf.compat.v1
 
-TRAITS = Traits(facts="assets.extra", exact=True)
 
-
-def write(source: Source, directory: Path) -> Mapping[str, str]:
+def write(task: ExportTask, directory: Path) -> Mapping[str, str]:
     """Write the graph, its input pipeline and the variables."""
-    ((_, graph),) = source.epochs()
+    ((_, graph),) = task.graphs()
     built = sessions.build(graph, input_pipeline=True)
     with built.session as session, session.graph.as_default(), writing(directory):
         builder = v1.saved_model.Builder(str(directory))

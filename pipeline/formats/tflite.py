@@ -11,83 +11,106 @@ import re
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import ConfigError, first_line
-from pipeline.formats.base import Source, Traits
+from pipeline.config.formats import FORMATS
+from pipeline.config.schema import Export
+from pipeline.errors import DamagedError, UnsupportedError, first_line
+from pipeline.formats.base import ExportTask
+from pipeline.graphs.examples import Requests
 from pipeline.graphs.signatures import Signature, Spec
 from pipeline.runtime import held_back_stderr
 
-TRAITS = Traits(facts=".", exact=False)
-FILE = "model.tflite"
+if TYPE_CHECKING:
+    from pipeline.graphs.checkpoints import Graph
 
 
-def write(source: Source, directory: Path) -> Mapping[str, str]:
-    """Convert all signatures that can be; one that cannot, or cannot be run, is left out.
+def write(task: ExportTask, directory: Path) -> Mapping[str, str]:
+    """Convert every signature that LiteRT can hold and run, all into one file.
+
+    The converter says of a file that it failed, not of which signature. So all are tried together first,
+    which is enough for most models; only where that fails is each tried alone.
 
     Raises:
-        ConfigError: None can be.
+        UnsupportedError: LiteRT can hold none.
     """
-    import tensorflow as tf
-
-    graph = source.graph()
-    left_out: dict[str, str] = {}
-    if source.options.quantization != "none":
-        left_out["evaluate"] = "a quantized loss says nothing; its predictions are scored outside"
+    graph = task.graph()
+    requests = task.calibration() if task.options.quantization == "int8" else []
+    left_out = dict(task.left_out.get("tflite") or _not_quantizable(graph, task.options, requests))
     with tempfile.TemporaryDirectory() as folder:
-        module = tf.Module()
-        module.weights = dict(graph.weights)
-        functions = {name: signature.call for name, signature in graph.signatures.items()}
-        with held_back_stderr(show_on_error=False):
-            tf.saved_model.save(module, folder, signatures=functions)
-        if source.options.quantization == "int8":
-            known = {name for requests in source.calibration() for name in requests}
-            unknown = "int8 needs the value ranges of its inputs, which are no arrays of the data"
-            left_out |= {name: unknown for name in graph.signatures if name not in {*known, *left_out}}
-        candidates = [name for name in graph.signatures if name not in left_out]
-        for name in candidates:
-            reason = _reason(source, folder, name)
-            if reason is not None:
-                left_out[name] = reason
-        held = [name for name in candidates if name not in left_out]
+        _save(graph, folder)
+
+        def convert(names: Sequence[str]) -> bytes:
+            return _convert(folder, names, task.options, requests)
+
+        held = [name for name in graph.signatures if name not in left_out]
+        if "tflite" not in task.left_out and (len(held) == 1 or _reason(convert, held, task.requests)):
+            reasons = {name: _reason(convert, [name], task.requests) for name in held}
+            left_out |= {name: reason for name, reason in reasons.items() if reason is not None}
+            held = [name for name in held if name not in left_out]
         if not held:
-            raise ConfigError([f"export=tflite can hold no signature of the model. {left_out}"])
-        (directory / FILE).write_bytes(_convert(source, folder, held))
+            raise UnsupportedError(f"export=tflite can hold no signature of the model. {left_out}")
+        (directory / FORMATS["tflite"].path).write_bytes(convert(held))
     return left_out
 
 
-def _reason(source: Source, folder: str, name: str) -> str | None:
-    """Return why a signature cannot be converted and run, or `None` if it can."""
+def _save(graph: Graph, folder: str) -> None:
+    """Write the signatures as the SavedModel that the converter reads."""
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.weights = dict(graph.weights)
+    functions = {name: signature.call for name, signature in graph.signatures.items()}
+    with held_back_stderr(show_on_error=False):
+        tf.saved_model.save(module, folder, signatures=functions)
+
+
+def _not_quantizable(graph: Graph, options: Export, requests: Sequence[Requests]) -> dict[str, str]:
+    """Return the signatures that quantization excludes, each with the reason."""
+    if options.quantization == "none":
+        return {}
+    left_out = {"evaluate": "a quantized loss says nothing; its predictions are scored outside"}
+    if options.quantization == "int8":
+        counted = {name for request in requests for name in request}
+        reason = "int8 needs the value ranges of its inputs, which are no arrays of the data"
+        left_out |= {name: reason for name in graph.signatures if name not in {*counted, *left_out}}
+    return left_out
+
+
+def _reason(
+    convert: Callable[[Sequence[str]], bytes], names: Sequence[str], requests: Requests
+) -> str | None:
+    """Return why signatures cannot be converted together and run, or `None` if they can."""
     try:
-        converted = _convert(source, folder, [name])
-    except Exception as error:  # Whatever the converter runs into.
+        converted = convert(names)
+    except Exception as error:  # The converter's errors share no type.
         operations = sorted(set(re.findall(r"'tf\.(\w+)' op is neither", str(error))))
         if operations:
             return f"LiteRT has no operation {', '.join(operations)}"
         return f"LiteRT cannot express it: {first_line(error)}"
     try:
-        signature = _signatures(_interpreter(model_content=converted))[name]
-        if name in source.requests:
-            signature.call(**source.requests[name])
+        signatures = _signatures(_interpreter(model_content=converted))
+        for name in names:
+            if name in requests:
+                signatures[name].call(**requests[name])
     except (RuntimeError, ValueError) as error:
         return f"LiteRT cannot run it: {first_line(error)}"
     return None
 
 
-def _convert(source: Source, folder: str, names: Sequence[str]) -> bytes:
+def _convert(folder: str, names: Sequence[str], options: Export, requests: Sequence[Requests]) -> bytes:
     import tensorflow as tf
 
     converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(names))
-    if source.options.quantization != "none":
+    if options.quantization != "none":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if source.options.quantization == "float16":
+    if options.quantization == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    if source.options.quantization == "int8":
-        requests = source.calibration()
+    if options.quantization == "int8":
 
         def representative() -> Iterator[tuple[str, dict[str, Any]]]:
             for request in requests:
@@ -106,11 +129,11 @@ def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
     Raises:
         ConfigError: The file is missing or damaged.
     """
-    path = directory / FILE
+    path = directory / FORMATS["tflite"].path
     try:
         return _signatures(_interpreter(model_content=path.read_bytes()))
     except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError([f"{path} must be a whole LiteRT file. Loading it failed: {error}"]) from error
+        raise DamagedError(f"{path} must be a whole LiteRT file. Loading it failed: {error}") from error
 
 
 def _interpreter(**arguments: Any) -> Any:

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError
+from pipeline.errors import DamagedError, UntrustedError
 
 # Without the number of their version, such as V2. Left out are all that open files (ImmutableConst,
 # CacheDataset, InitializeTableFromTextFile, Print among them), gradients, queues and quantized kernels.
@@ -152,14 +152,14 @@ def check_saved_model(directory: Path) -> None:
     path = directory / "saved_model.pb"
     for name in OTHER_FORMS:
         if (directory / name).exists():
-            raise ConfigError([f"{directory} must be a SavedModel with {path.name} alone. It has {name}."])
+            raise UntrustedError(f"{directory} must be a SavedModel with {path.name} alone. It has {name}.")
     from tensorflow.core.protobuf import saved_model_pb2
 
     saved_model = saved_model_pb2.SavedModel()
     try:
         saved_model.ParseFromString(path.read_bytes())
     except Exception as error:  # The parser's errors share no type.
-        raise ConfigError([f"{directory} must be a whole SavedModel. Reading it failed: {error}"]) from error
+        raise DamagedError(f"{directory} must be a whole SavedModel. Reading it failed: {error}") from error
     for meta in saved_model.meta_graphs:
         check_meta_graph(meta, path)
 
@@ -179,11 +179,9 @@ def check_meta_graph(meta: Any, path: Path) -> None:
     ) - ALLOWED
     found -= _trusted.get()
     if found:
-        raise ConfigError(
-            [
-                f"{path} must have operations that compute, and no others. It has "
-                f"{', '.join(sorted(found))}. If you know what for, add trust=[{','.join(sorted(found))}]."
-            ]
+        raise UntrustedError(
+            f"{path} must have operations that compute, and no others. It has "
+            f"{', '.join(sorted(found))}. If you know what for, add trust=[{','.join(sorted(found))}]."
         )
 
 

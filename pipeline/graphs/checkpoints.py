@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline.errors import ConfigError, first_line
+from pipeline.errors import DamagedError, first_line
 from pipeline.graphs import allowed_operations
 from pipeline.graphs.signatures import SESSION_GRAPH, Signature, Spec
 from pipeline.runs import checksums
@@ -112,8 +112,8 @@ def open_graph(path: Path) -> Graph:
         loaded = tf.saved_model.load(str(path))
         weights = dict(loaded.weights)
     except Exception as error:  # The loader raises whatever the damaged bytes lead it into.
-        raise ConfigError(
-            [f"{path} must be a whole SavedModel. Loading it failed: {first_line(error)}"]
+        raise DamagedError(
+            f"{path} must be a whole SavedModel. Loading it failed: {first_line(error)}"
         ) from error
     functions = [getattr(loaded, name, None) for name in ("score", "session_graph")]
     return Graph(
@@ -211,7 +211,7 @@ def restore(prefix: Path, groups: Groups) -> None:
             except Exception as error:  # As above.
                 problems.append(f"{prefix} is damaged at {name!r}: {first_line(error)}")
     if problems:
-        raise ConfigError(problems)
+        raise DamagedError(*problems)
 
 
 def read_group(prefix: Path, group: str, names: Iterable[str]) -> dict[str, np.ndarray]:
@@ -224,15 +224,15 @@ def read_group(prefix: Path, group: str, names: Iterable[str]) -> dict[str, np.n
     try:
         return {name: reader.get_tensor(variable_key(group, name)) for name in names}
     except Exception as error:  # As above.
-        raise ConfigError([f"{prefix} must hold {group}. Reading it failed: {first_line(error)}"]) from error
+        raise DamagedError(f"{prefix} must hold {group}. Reading it failed: {first_line(error)}") from error
 
 
 def _reader(prefix: Path) -> Any:
     try:
         return tf.train.load_checkpoint(str(prefix))
     except Exception as error:  # As above.
-        raise ConfigError(
-            [f"{prefix} must be a whole checkpoint. Opening it failed: {first_line(error)}"]
+        raise DamagedError(
+            f"{prefix} must be a whole checkpoint. Opening it failed: {first_line(error)}"
         ) from error
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import ConfigError
+from pipeline.errors import DamagedError
 from pipeline.graphs.signatures import Signature, Spec
 from pipeline.runs.files import staged
 
@@ -99,5 +99,5 @@ def read(path: Path) -> dict[str, Arrays]:
                 signature, _, name = key.partition(":")
                 found.setdefault(signature, {})[name] = archive[key]
     except Exception as error:  # Whatever the damaged bytes lead the reader into.
-        raise ConfigError([f"{path} must be a whole NumPy archive. Reading it failed: {error}"]) from error
+        raise DamagedError(f"{path} must be a whole NumPy archive. Reading it failed: {error}") from error
     return found

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf.config_pb2 import CallableOptions, RunOptions
 
-from pipeline.errors import ConfigError, first_line
+from pipeline.errors import DamagedError, UnsupportedError, first_line
 from pipeline.graphs import allowed_operations
 from pipeline.graphs.checkpoints import Graph, spec_of
 from pipeline.graphs.signatures import SESSION_GRAPH, Signature, Spec, predicting
@@ -85,11 +85,9 @@ class _Builder:
             elif captured.dtype != tf.resource:
                 mapped[tensor.name] = tf.constant(captured.numpy())
             else:
-                raise ConfigError(
-                    [
-                        "A TF1 graph can hold the model's variables and constants. "
-                        f"It also uses {tensor.name}. Use export=saved_model."
-                    ]
+                raise UnsupportedError(
+                    "A TF1 graph can hold the model's variables and constants. "
+                    f"It also uses {tensor.name}. Use export=saved_model."
                 )
         names = [tensor.name for tensor in function.graph.outputs]
         outputs = tf.graph_util.import_graph_def(
@@ -175,11 +173,9 @@ def _name(outputs: Tensors) -> None:
     """
     for name, tensor in outputs.items():
         if tf.identity(tensor, name=name).op.name != name:
-            raise ConfigError(
-                [
-                    f"A TF1 graph must have one tensor {name}:0. An output and an input of the model have "
-                    "this name. State a BuiltModel.session_graph, or use export=saved_model."
-                ]
+            raise UnsupportedError(
+                f"A TF1 graph must have one tensor {name}:0. An output and an input of the model have "
+                "this name. State a BuiltModel.session_graph, or use export=saved_model."
             )
 
 
@@ -218,8 +214,8 @@ def load(directory: Path) -> dict[str, Signature]:
         meta = v1.saved_model.load(session, [v1.saved_model.tag_constants.SERVING], str(directory))
         return signatures_of(session, meta.signature_def)
     except Exception as error:  # The loader raises whatever the damaged bytes lead it into.
-        raise ConfigError(
-            [f"{directory} must be a whole SavedModel. Loading it failed: {first_line(error)}"]
+        raise DamagedError(
+            f"{directory} must be a whole SavedModel. Loading it failed: {first_line(error)}"
         ) from error
 
 

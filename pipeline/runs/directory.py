@@ -21,13 +21,13 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DamagedError
 from pipeline.runs import checksums, locks
 from pipeline.runs.files import _is_alive, _remove, naming, staged, sync, write_text
 from pipeline.runs.log import Row, _line
@@ -128,10 +128,8 @@ class RunDirectory:
         if not self.read_lines() and (found := list(self._found())):
             listed = ", ".join(found[:3]) + (f", {len(found) - 3} more" if len(found) > 3 else "")
             raise ConfigError(
-                [
-                    f"hydra.run.dir must be new, or hold a run that can go on. {self.path} holds "
-                    f"{listed} and no log of it; it is left as it was. Choose another directory."
-                ]
+                f"hydra.run.dir must be new, or hold a run that can go on. {self.path} holds "
+                f"{listed} and no log of it; it is left as it was. Choose another directory."
             )
         locks.check_free(self.path)
 
@@ -148,9 +146,7 @@ class RunDirectory:
 
     def _check_path(self, key: str) -> None:
         if set(str(self.path.absolute())) & PATTERN_CHARACTERS:
-            raise ConfigError(
-                [f"{key} must have none of {' '.join(sorted(PATTERN_CHARACTERS))}: {self.path}."]
-            )
+            raise ConfigError(f"{key} must have none of {' '.join(sorted(PATTERN_CHARACTERS))}: {self.path}.")
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -201,16 +197,16 @@ class RunDirectory:
             facts = checksums.unseal(path.read_text())
         except OSError as error:
             raise ConfigError(
-                [f"run_dir must be a directory that a run has written. {path}: {error.strerror}."]
+                f"run_dir must be a directory that a run has written. {path}: {error.strerror}."
             ) from None
         except ValueError as error:
-            raise ConfigError([f"{path} must be as the run wrote it. Reading it failed: {error}."]) from error
+            raise DamagedError(f"{path} must be as the run wrote it. Reading it failed: {error}.") from error
         for keys, kind in REQUIRED_FACTS.items():
             node: Any = facts
             for key in keys.split("."):
                 node = node.get(key) if isinstance(node, dict) else None
             if not isinstance(node, kind):
-                raise ConfigError([f"{path} must hold {keys}. It does not: it is damaged."])
+                raise DamagedError(f"{path} must hold {keys}. It does not: it is damaged.")
         return facts
 
     def shared_files(self) -> dict[str, str]:
@@ -240,7 +236,7 @@ class RunDirectory:
         """
         lines = self.read_lines()
         if not lines:
-            raise ConfigError([f"{self.log} must have a row. The run stopped before its first evaluation."])
+            raise ConfigError(f"{self.log} must have a row. The run stopped before its first evaluation.")
         return [self.parse_row(number, line) for number, line in enumerate(lines)]
 
     def read_lines(self) -> list[str]:
@@ -254,7 +250,7 @@ class RunDirectory:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise ConfigError([f"{self.log} must be a file. Reading it failed: {error}."]) from error
+            raise DamagedError(f"{self.log} must be a file. Reading it failed: {error}.") from error
         return [line.decode(errors="replace") for line in lines]
 
     def parse_row(self, epoch: int, line: str) -> Row:
@@ -274,11 +270,9 @@ class RunDirectory:
             if not all(isinstance(number, float) and math.isfinite(number) for number in numbers):
                 raise ValueError(f"metrics that are no finite numbers: {numbers}")
         except (ValueError, TypeError, AttributeError) as error:
-            raise ConfigError(
-                [
-                    f"Line {epoch + 1} of {self.log} must be the row of epoch {epoch} "
-                    f"with {expected}. Received: {error}."
-                ]
+            raise DamagedError(
+                f"Line {epoch + 1} of {self.log} must be the row of epoch {epoch} "
+                f"with {expected}. Received: {error}."
             ) from error
         return row
 
@@ -290,38 +284,35 @@ class RunDirectory:
         """
         prefix = self.checkpoint(row.epoch)
         if set(row.files) != {prefix.name + suffix for suffix in (INDEX, DATA)}:
-            raise ConfigError(
-                [
-                    f"The row of epoch {row.epoch} must have digests of its checkpoint. "
-                    f"Received: {list(row.files)}."
-                ]
+            raise DamagedError(
+                f"The row of epoch {row.epoch} must have digests of its checkpoint. "
+                f"Received: {list(row.files)}."
             )
         if problems := checksums.problems(prefix.parent, row.files):
-            raise ConfigError([f"Epoch {row.epoch}: {problem}" for problem in problems])
+            raise DamagedError(*[f"Epoch {row.epoch}: {problem}" for problem in problems])
 
     def newest_export(self, format: str) -> Path | None:
         """Return the newest version of an export, if there is one."""
         versions = self._versions(format)
         return versions[-1] if versions else None
 
-    def publish(self, format: str, write: Callable[[Path], None]) -> Path:
-        """Export a new version: written beside, synced, then renamed, so that what is there is whole.
+    @contextmanager
+    def new_version(self, format: str) -> Iterator[tuple[Path, Path]]:
+        """Give the directory of a new version of an export, and an empty directory to write its files to.
+
+        At the end the files are synced, and the directory is renamed: a version that is there is whole. After
+        an exception nothing is left. The name of a version is the Unix time in seconds, or the newest
+        version's plus one where that is later.
 
         Args:
             format: Name of the format.
-            write: Writes the files of the export into the empty directory it is given.
-
-        Returns:
-            The directory of the version, whose name is the Unix time in seconds, or one more than the
-            newest version's if that is later.
         """
         parent = self.path / "export" / format
         versions = self._versions(format)
         version = max(int(time.time()), int(versions[-1].name) + 1 if versions else 0)
         with staged(parent / str(version)) as staging:
             staging.mkdir(parents=True)
-            write(staging)
-        return parent / str(version)
+            yield parent / str(version), staging
 
     def _versions(self, format: str) -> list[Path]:
         parent = self.path / "export" / format

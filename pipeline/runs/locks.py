@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from pipeline.errors import ConfigError
+from pipeline.errors import BusyError
 
 NAME = ".lock"
 NOT_SUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
@@ -67,11 +67,9 @@ def _lock(directory: Path, file: TextIO) -> None:
         reason = _flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        raise ConfigError(
-            [
-                f"A run directory must be used by one process at a time. {directory} is, by "
-                f"{_holder(file.read())}. Wait for it, or choose another directory."
-            ]
+        raise BusyError(
+            f"A run directory must be used by one process at a time. {directory} is, by "
+            f"{_holder(file.read())}. Wait for it, or choose another directory."
         ) from None
     if reason is not None:
         log.warning("%s cannot be locked: %s. Do not start another process on it.", directory, reason)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import binding
 from pipeline.config.schema import Best, Train, Verify
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DamagedError
 from pipeline.runs import checksums
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.log import Row
@@ -85,7 +85,7 @@ def read(
     facts = run.read_facts()
     rows = run.read_rows()
     if changed := checksums.problems(run.path, facts["files"]):
-        raise ConfigError(changed)
+        raise DamagedError(*changed)
     sections = facts["config"]
     problems: list[str] = []
     bound_verify = binding.bind(Verify, {**sections["verify"], **verify}, "verify.", problems)
@@ -99,10 +99,10 @@ def read(
     if "_target_" not in data:
         problems += _untrusted(values, [*TRUSTED, *trust])
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
     source, _ = binding.construct(values, "data", problems)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
     policy = Policy(Train(**bound_train), Best(**own_best), sections.get("epoch"))
     return Recorded(
         run, facts, rows, source, Verify(**bound_verify), Best(**bound_best), policy.kept(rows), trust

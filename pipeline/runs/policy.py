@@ -30,23 +30,19 @@ def select_rows(rows: Sequence[Row], epochs: Any, best: Best, kept: set[int] | N
         return [rows[-1]]
     if epochs == "best":
         if best.metric not in rows[0].test:
-            raise ConfigError([unknown("best.metric", best.metric, rows[0].test)])
+            raise ConfigError(unknown("best.metric", best.metric, rows[0].test))
         epochs = min(rows, key=lambda row: _cost(row, best)).epoch
     wanted = list(epochs) if isinstance(epochs, list | tuple) else [epochs]
     missing = [epoch for epoch in wanted if type(epoch) is not int or not 0 <= epoch < len(rows)]
     if missing or not wanted:
         raise ConfigError(
-            [
-                f"The epoch must be all, best, last, or of the log's 0 to {len(rows) - 1}. "
-                f"Received: {', '.join(map(str, missing)) or 'none'}."
-            ]
+            f"The epoch must be all, best, last, or of the log's 0 to {len(rows) - 1}. "
+            f"Received: {', '.join(map(str, missing)) or 'none'}."
         )
     if lost := [str(epoch) for epoch in wanted if epoch not in held]:
         raise ConfigError(
-            [
-                f"The epoch must be one whose checkpoint is kept: {', '.join(map(str, sorted(held)))}. "
-                f"Received: {', '.join(lost)}. See train.keep."
-            ]
+            f"The epoch must be one whose checkpoint is kept: {', '.join(map(str, sorted(held)))}. "
+            f"Received: {', '.join(lost)}. See train.keep."
         )
     return [rows[epoch] for epoch in wanted]
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipeline.errors import ConfigError
+from pipeline.errors import DamagedError
 from pipeline.runs import checksums
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.files import staged, write_text
@@ -71,24 +71,24 @@ def find(run: RunDirectory) -> Progress:
     if not lines:
         return Progress()
     if changed := checksums.problems(run.path, run.read_facts()["files"]):
-        raise ConfigError(changed)
+        raise DamagedError(*changed)
     rows: list[Row] = []
     problems: list[str] = []
     for number, line in enumerate(lines):
         try:
             rows.append(run.parse_row(number, line))
-        except ConfigError as error:
+        except DamagedError as error:
             problems += error.problems
             break
     while rows:
         try:
             run.check_row(rows[-1])
             break
-        except ConfigError as error:
+        except DamagedError as error:
             problems += error.problems
             rows.pop()
     if not rows:
-        raise ConfigError([*problems, f"The run in {run.path} has no epoch to go on from. Start a new one."])
+        raise DamagedError(*problems, f"The run in {run.path} has no epoch to go on from. Start a new one.")
     if len(rows) < len(lines):
         damaged = run.log.with_name(f"{run.log.name}.damaged")
         with staged(damaged) as staging:

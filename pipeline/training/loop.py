@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from pipeline.errors import ConfigError, first_line
+from pipeline.errors import DataSetError, UnsupportedError, first_line
 from pipeline.graphs import checkpoints, examples
 from pipeline.graphs.checkpoints import Groups
 from pipeline.graphs.evaluation import evaluate, initial_state
@@ -328,7 +328,7 @@ class Training:
             try:
                 batches = dataset.stream.batches(self.seed, 1)
             except (ValueError, OSError) as error:
-                raise ConfigError([str(error)]) from error
+                raise DataSetError(str(error)) from error
             feed: Any = tf.data.IteratorSpec(batches.element_spec)
         else:
             feed = tf.TensorSpec([dataset.num_train // dataset.batch_size, dataset.batch_size], tf.int32)
@@ -395,15 +395,13 @@ def _run(
         return steps(feed, tf.constant(first), tf.constant(last), state)
     except tf.errors.UnimplementedError as error:
         reason = next((line for line in error.message.splitlines() if " not " in line), error.message)
-        raise ConfigError(
-            [
-                f"train.compile=xla must be able to compile the model. {reason.strip()} "
-                "Use train.compile=graph, or train.deterministic=false."
-            ]
+        raise UnsupportedError(
+            f"train.compile=xla must be able to compile the model. {reason.strip()} "
+            "Use train.compile=graph, or train.deterministic=false."
         ) from error
     except (tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.OutOfRangeError) as error:
-        raise ConfigError(
-            [f"The shards of the training data must be whole. Reading them failed: {first_line(error)}"]
+        raise DataSetError(
+            f"The shards of the training data must be whole. Reading them failed: {first_line(error)}"
         ) from error
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline import runtime
-from pipeline.errors import ConfigError, unknown
+from pipeline.errors import ConfigError, DiskFullError, unknown
 from pipeline.graphs import checkpoints, examples
 from pipeline.graphs.signatures import Signature
 from pipeline.runs.directory import INDEX, RunDirectory
@@ -136,7 +136,7 @@ def _check_same(run: RunDirectory, facts: Mapping[str, Any], dataset: Dataset, b
             "would be another from the first step on. Start a new run."
         )
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
     here = runtime.describe()
     for what, known in (("versions", ("tensorflow", "keras", "numpy")), ("device", here["device"])):
         for key in known:
@@ -162,12 +162,10 @@ def _check_room(training: Training) -> None:
     num_there = len(list(training.run.graph.parent.glob(f"epoch-*{INDEX}")))
     needed, free = size * max(0, num_kept + 1 - num_there), shutil.disk_usage(path).free
     if needed > free:
-        raise ConfigError(
-            [
-                f"{path} must have room for {num_kept} checkpoints of {size / 1e6:,.1f} MB: "
-                f"{needed / 1e6:,.0f} MB. Free: {free / 1e6:,.0f} MB. Make room, choose another "
-                "hydra.run.dir, or keep fewer: train.keep=1."
-            ]
+        raise DiskFullError(
+            f"{path} must have room for {num_kept} checkpoints of {size / 1e6:,.1f} MB: "
+            f"{needed / 1e6:,.0f} MB. Free: {free / 1e6:,.0f} MB. Make room, choose another "
+            "hydra.run.dir, or keep fewer: train.keep=1."
         )
 
 
@@ -200,4 +198,4 @@ def _check_signatures(signatures: Mapping[str, Signature], arrays: set[str], met
                 f"initial_state. Received: {sorted(signatures)}."
             )
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)

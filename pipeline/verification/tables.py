@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.verification.comparison import Verified
+    from pipeline.verification.receipt import VerifiedEpoch
 
 
 MAX_TABLE_ROWS = 24
@@ -15,7 +15,9 @@ MAX_TABLE_ROWS = 24
 """Rows of a table beyond which matching ones in the middle are left out."""
 
 
-def metrics_table(labelled: Sequence[tuple[str, Verified]], *, columns: int, heading: str = "epoch") -> str:
+def metrics_table(
+    labelled: Sequence[tuple[str, VerifiedEpoch]], *, columns: int, heading: str = "epoch"
+) -> str:
     """Return the metrics as an aligned table no wider than `columns`, if that can be.
 
     Where it is too wide, the restored metrics are left out; of many rows, matching ones in the middle.
@@ -42,7 +44,7 @@ def metrics_table(labelled: Sequence[tuple[str, Verified]], *, columns: int, hea
     return _aligned(header, cells, _hidden_rows([row for _, row in labelled]))
 
 
-def parity_table(labelled: Sequence[tuple[str, Verified]], *, columns: int) -> str:
+def parity_table(labelled: Sequence[tuple[str, VerifiedEpoch]], *, columns: int) -> str:
     """Return what each signature of each export answered as an aligned table; empty without exports.
 
     Where it is too wide, the latencies are left out; the arguments are those of `metrics_table`.
@@ -102,7 +104,7 @@ def _aligned(header: Sequence[str], cells: Sequence[Sequence[str]], hidden: set[
     return "\n".join(lines)
 
 
-def _hidden_rows(rows: Sequence[Verified]) -> set[int]:
+def _hidden_rows(rows: Sequence[VerifiedEpoch]) -> set[int]:
     """Return the indices of matching rows to leave out of a long table: one stretch in its middle."""
     half = MAX_TABLE_ROWS // 2
     middle = range(half, len(rows) - half)

@@ -1,210 +1,216 @@
-"""Verification: what was written is restored, evaluated and held against the log."""
+"""Verification: checkpoints and exports are restored, evaluated, and held against the log of the training.
+
+verifier = Verifier(run, run.read_rows(), dataset, verify)
+found = verifier.checkpoints(rows) + verifier.exports([run.newest_export("onnx")])
+all(epoch.match for epoch in found)
+"""
 
 from __future__ import annotations
 
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
+from pipeline.config.formats import FORMATS
 from pipeline.config.schema import Verify
-from pipeline.errors import ConfigError, first_line
-from pipeline.formats import exports
-from pipeline.formats.base import MANIFEST, Manifest, read_manifest
+from pipeline.errors import DamagedError, RoundtripError, first_line
+from pipeline.formats import opening
+from pipeline.formats.manifest import MANIFEST, RECEIPT, Manifest, read_manifest
 from pipeline.graphs import checkpoints, examples
+from pipeline.graphs.checkpoints import Graph
 from pipeline.graphs.evaluation import evaluate
 from pipeline.graphs.signatures import Signature
 from pipeline.runs import checksums
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.log import Metrics, Row
-from pipeline.verification import parity
+from pipeline.verification import answers
+from pipeline.verification.answers import AnswerComparison
+from pipeline.verification.comparison import Comparison, Tolerance, compare, tolerance_of
+from pipeline.verification.receipt import VerifiedEpoch
 
 if TYPE_CHECKING:
     from data.base import Dataset
-from pipeline.verification.comparison import Comparison, Tolerance, Verified, compare, tolerance_of
 
 NUM_PERTURBATIONS = 3
+"""How often all weights are perturbed to see how far rounding moves a metric."""
 
+ROUNDING = 2.0**-23
+"""Relative distance of neighbouring float32 numbers."""
 
 NO_ANSWER = "the trained model did not take the example request; give one in BuiltModel.examples"
 
 
-ROUNDING = 2.0**-23
+@dataclass(frozen=True)
+class Verifier:
+    """Restores what a run wrote, and compares it with the run's log.
 
-
-"""Relative distance of neighbouring float32 numbers."""
-
-
-def verify_checkpoints(
-    run: RunDirectory, rows: Sequence[Row], dataset: Dataset, verify: Verify
-) -> list[Verified]:
-    """Restore the checkpoint of each row into the run's graph, evaluate it, and compare."""
-    if not rows:
-        return []
-    tolerance = tolerance_of(verify, exact=True)
-    opened: checkpoints.Graph | ConfigError
-    try:
-        opened = checkpoints.open_graph(run.graph)
-    except ConfigError as error:
-        opened = error
-
-    def restored(row: Row) -> Verified:
-        if isinstance(opened, ConfigError):
-            raise opened
-        checkpoints.restore_row(run, row, {"weights": opened.weights})
-        metrics = compare(row, _evaluate(opened.signatures, dataset), tolerance)
-        return Verified(row.epoch, "checkpoint", row.checkpoint, metrics)
-
-    return [
-        _verified(row.epoch, "checkpoint", row.checkpoint, functools.partial(restored, row))
-        for row in tqdm(rows, desc="restore and evaluate", unit="epoch", disable=None)
-    ]
-
-
-def verify_exports(
-    run: RunDirectory,
-    exports: Mapping[str, Path],
-    log: Sequence[Row],
-    dataset: Dataset,
-    verify: Verify,
-) -> list[Verified]:
-    """Open each export, evaluate each epoch it holds, and compare metrics and answers.
-
-    Raises:
-        ConfigError: An export does not say which epochs it holds, or the log lacks one.
+    Attributes:
+        run: The run.
+        log: Every row of its log.
+        dataset: The data set that the run was trained on.
+        verify: See `pipeline.config.schema.Verify`.
     """
-    held = []
-    for directory in exports.values():
-        manifest = read_manifest(directory)
-        for epoch in manifest.epochs:
-            if not 0 <= epoch < len(log):
-                raise ConfigError([f"{directory} holds epoch {epoch}, which the log does not have."])
-            held.append((manifest, directory, epoch))
-    return [
-        _verified(
-            epoch,
+
+    run: RunDirectory
+    log: Sequence[Row]
+    dataset: Dataset
+    verify: Verify
+
+    def checkpoints(self, rows: Sequence[Row]) -> list[VerifiedEpoch]:
+        """Restore the checkpoint of each row into the run's graph, evaluate it, and compare."""
+        # The graph is opened once, with the first checkpoint: where it is damaged, every epoch says so.
+        graph = functools.cache(lambda: checkpoints.open_graph(self.run.graph))
+        return [
+            _verified(
+                row.epoch,
+                "checkpoint",
+                row.checkpoint,
+                functools.partial(self._verify_checkpoint, row, graph),
+            )
+            for row in tqdm(rows, desc="restore and evaluate", unit="epoch", disable=None if rows else True)
+        ]
+
+    def _verify_checkpoint(self, row: Row, graph: Callable[[], Graph]) -> VerifiedEpoch:
+        checkpoints.restore_row(self.run, row, {"weights": graph().weights})
+        restored = self._evaluate(graph().signatures)
+        metrics = compare(row, restored, tolerance_of(self.verify, exact=True))
+        return VerifiedEpoch(row.epoch, "checkpoint", row.checkpoint, metrics)
+
+    def exports(self, directories: Iterable[Path]) -> list[VerifiedEpoch]:
+        """Open each export, evaluate each epoch that it holds, and compare metrics and answers.
+
+        Raises:
+            DamagedError: An export does not say which epochs it holds, or the log lacks one of them.
+        """
+        held = []
+        for directory in directories:
+            manifest = read_manifest(directory)
+            for epoch in manifest.epochs:
+                if not 0 <= epoch < len(self.log):
+                    raise DamagedError(f"{directory} holds epoch {epoch}, which the log does not have.")
+                held.append((manifest, directory, epoch))
+        return [
+            _verified(
+                epoch,
+                manifest.format,
+                str(directory.relative_to(self.run.path)),
+                functools.partial(self._verify_export, manifest, directory, self.log[epoch]),
+            )
+            for manifest, directory, epoch in tqdm(held, desc="restore exports", unit="epoch", disable=None)
+        ]
+
+    def _verify_export(self, manifest: Manifest, directory: Path, row: Row) -> VerifiedEpoch:
+        started = time.perf_counter()
+        _, held = opening.open(directory, row.epoch)
+        load_secs = time.perf_counter() - started
+        if missing := set(manifest.signatures) - set(held):
+            raise DamagedError(f"{directory} must hold {', '.join(sorted(missing))}. Held: {sorted(held)}.")
+        if problems := checksums.problems(self.run.graph.parent, manifest.answers):
+            raise DamagedError(*problems)
+        metrics = self._compare_metrics(manifest, held, row)
+        compared = self._compare_answers(manifest, held, row)
+        return VerifiedEpoch(
+            row.epoch,
             manifest.format,
-            str(directory.relative_to(run.path)),
-            functools.partial(_verify_export, run, manifest, directory, log[epoch], dataset, verify),
+            str(directory.relative_to(self.run.path)),
+            metrics=metrics,
+            signatures=compared,
+            not_compared={name: NO_ANSWER for name in held if name not in (*compared, "evaluate")},
+            left_out=manifest.left_out,
+            quantization=manifest.quantization,
+            size_bytes=_size_bytes(directory),
+            load_secs=load_secs,
         )
-        for manifest, directory, epoch in tqdm(held, desc="restore exports", unit="epoch", disable=None)
-    ]
 
-
-def _verify_export(
-    run: RunDirectory, manifest: Manifest, directory: Path, row: Row, dataset: Dataset, verify: Verify
-) -> Verified:
-    format = exports.load(manifest.format)
-    started = time.perf_counter()
-    _, held = exports.open(directory, row.epoch)
-    load_secs = time.perf_counter() - started
-    if missing := set(manifest.signatures) - set(held):
-        raise ConfigError([f"{directory} must hold {', '.join(sorted(missing))}. Held: {sorted(held)}."])
-    if problems := checksums.problems(run.graph.parent, manifest.answers):
-        raise ConfigError(problems)
-    quantized = manifest.quantization != "none"
-    metrics = _metrics(run, manifest, held, row, dataset, verify)
-    # The answers of a quantized export differ by design: by how much is reported, and the metrics decide.
-    of_answers = Tolerance(math.inf) if quantized else tolerance_of(verify, exact=format.TRAITS.exact)
-    requests, answers = examples.read(run.requests), examples.read(run.answers(row.epoch))
-    asked = [name for name in held if name in answers]
-    return Verified(
-        row.epoch,
-        manifest.format,
-        str(directory.relative_to(run.path)),
-        metrics=metrics,
-        signatures={
-            name: parity.compare(
-                held[name],
+    def _compare_answers(
+        self, manifest: Manifest, held: Mapping[str, Signature], row: Row
+    ) -> dict[str, AnswerComparison]:
+        """Compare the answers of each signature to which the trained model's answer is recorded."""
+        tolerance = tolerance_of(self.verify, exact=FORMATS[manifest.format].exact)
+        if manifest.quantization != "none":
+            # The answers of a quantized export differ by design: the receipt reports by how much, and the
+            # metrics decide.
+            tolerance = Tolerance(math.inf)
+        requests = examples.read(self.run.requests)
+        expected = examples.read(self.run.answers(row.epoch))
+        return {
+            name: answers.compare(
+                signature,
                 requests[name],
-                answers[name],
-                abs_tolerance=of_answers.absolute,
-                rel_tolerance=of_answers.relative,
+                expected[name],
+                abs_tolerance=tolerance.absolute,
+                rel_tolerance=tolerance.relative,
                 latency=row.epoch == manifest.epochs[-1],
             )
-            for name in asked
-        },
-        not_compared={name: NO_ANSWER for name in held if name not in (*asked, "evaluate")},
-        left_out=manifest.left_out,
-        quantization=manifest.quantization,
-        size_bytes=_size_bytes(directory),
-        load_secs=load_secs,
-    )
+            for name, signature in held.items()
+            if name in expected
+        }
 
+    def _compare_metrics(
+        self, manifest: Manifest, held: Mapping[str, Signature], row: Row
+    ) -> dict[str, Comparison]:
+        """Evaluate an export, and compare its metrics with the logged ones.
 
-def _metrics(
-    run: RunDirectory,
-    manifest: Manifest,
-    held: Mapping[str, Signature],
-    row: Row,
-    dataset: Dataset,
-    verify: Verify,
-) -> dict[str, Comparison]:
-    """Evaluate an export and compare its metrics with the logged ones.
+        The metrics of a converted export may in addition be off by the effect of rounding: see `_spread`.
+        """
+        graph = functools.cache(lambda: checkpoints.open_graph(self.run.graph))  # Some formats need none.
+        restored = self._evaluate(opening.evaluable(manifest.format, held, graph))
+        if manifest.quantization != "none":
+            accepted = self.verify.quantized_tolerance
+            accepted = manifest.quantized_tolerance if accepted is None else accepted
+            return compare(row, restored, Tolerance(accepted))
+        exact = FORMATS[manifest.format].exact
+        found = compare(row, restored, tolerance_of(self.verify, exact=exact))
+        if exact or all(comparison.match for comparison in found.values()):
+            return found
+        spread = self._spread(graph(), row)
+        return {
+            name: replace(comparison, tolerance=comparison.tolerance + spread[name])
+            for name, comparison in found.items()
+        }
 
-    Those of a converted export may in addition be off by what rounding makes of them: see `_spread`.
-    """
-    graph = functools.cache(lambda: checkpoints.open_graph(run.graph))  # Some formats need none.
-    restored = _evaluate(exports.evaluable(manifest.format, held, graph), dataset)
-    if manifest.quantization != "none":
-        accepted = verify.quantized_tolerance
-        return compare(
-            row, restored, Tolerance(manifest.quantized_tolerance if accepted is None else accepted)
-        )
-    exact = exports.load(manifest.format).TRAITS.exact
-    found = compare(row, restored, tolerance_of(verify, exact=exact))
-    if exact or all(comparison.match for comparison in found.values()):
-        return found
-    spread = _spread(run, graph(), row, dataset)
-    return {
-        name: replace(comparison, tolerance=comparison.tolerance + spread[name])
-        for name, comparison in found.items()
-    }
+    def _spread(self, graph: Graph, row: Row) -> Metrics:
+        """Return how far each metric moves when every weight is changed by one unit in its last place.
 
+        A metric that is a small difference of large numbers, such as the loss of a regression that has
+        converged, moves by far more than a relative 1e-5 when the same sums are rounded in another order.
+        """
+        checkpoints.restore_row(self.run, row, {"weights": graph.weights})
+        weights = {name: variable.numpy() for name, variable in graph.weights.items()}
+        generator = np.random.default_rng(0)
+        spread = dict.fromkeys(row.test, 0.0)
+        for _ in range(NUM_PERTURBATIONS):
+            for name, variable in graph.weights.items():
+                if variable.dtype.is_floating:
+                    signs = generator.choice([-1.0, 1.0], variable.shape)
+                    variable.assign(weights[name] * (1 + ROUNDING * signs))
+            for name, value in self._evaluate(graph.signatures).items():
+                spread[name] = max(spread[name], abs(value - row.test[name]))
+        return spread
 
-def _spread(run: RunDirectory, graph: checkpoints.Graph, row: Row, dataset: Dataset) -> Metrics:
-    """Return how far each metric moves when every weight is changed by one unit in its last place.
-
-    A metric that is a small difference of large numbers, such as the loss of a regression that has converged,
-    moves by far more than a relative 1e-5 when the same sums are rounded in another order.
-    """
-    checkpoints.restore_row(run, row, {"weights": graph.weights})
-    weights = {name: variable.numpy() for name, variable in graph.weights.items()}
-    generator = np.random.default_rng(0)
-    spread = dict.fromkeys(row.test, 0.0)
-    for _ in range(NUM_PERTURBATIONS):
-        for name, variable in graph.weights.items():
-            if variable.dtype.is_floating:
-                signs = generator.choice([-1.0, 1.0], variable.shape)
-                variable.assign(weights[name] * (1 + ROUNDING * signs))
-        for name, value in _evaluate(graph.signatures, dataset).items():
-            spread[name] = max(spread[name], abs(value - row.test[name]))
-    return spread
+    def _evaluate(self, signatures: Mapping[str, Signature]) -> Metrics:
+        return evaluate(signatures, self.dataset.test, batch_size=self.dataset.batch_size)
 
 
 def _size_bytes(directory: Path) -> int:
-    """Return the size of an export without what is said about it, which grows when it is verified."""
-    said = (MANIFEST, exports.RECEIPT)
-    files = (path for path in directory.rglob("*") if path.is_file() and path.name not in said)
+    """Return the size of an export, without its manifest and its receipt."""
+    files = (path for path in directory.rglob("*") if path.is_file() and path.name not in (MANIFEST, RECEIPT))
     return sum(path.stat().st_size for path in files)
 
 
-def _verified(epoch: int, format: str, artifact: str, restored: Callable[[], Verified]) -> Verified:
-    """Return what was restored; where that fails, the problems are the result."""
+def _verified(epoch: int, format: str, artifact: str, restored: Callable[[], VerifiedEpoch]) -> VerifiedEpoch:
+    """Return the result of restoring an epoch; where that fails, the result holds the problems."""
     try:
         return restored()
-    except ConfigError as error:
-        return Verified(epoch, format, artifact, problems=error.problems)
-    except Exception as error:  # Each runtime has errors of its own, and the other artifacts are to come.
+    except RoundtripError as error:
+        return VerifiedEpoch(epoch, format, artifact, problems=error.problems)
+    except Exception as error:  # The runtimes' errors share no type, and other artifacts are still to come.
         problem = f"{artifact}, epoch {epoch}, cannot be evaluated: {first_line(error)}"
-        return Verified(epoch, format, artifact, problems=[problem])
-
-
-def _evaluate(signatures: Mapping[str, Signature], dataset: Dataset) -> Metrics:
-    return evaluate(signatures, dataset.test, batch_size=dataset.batch_size)
+        return VerifiedEpoch(epoch, format, artifact, problems=[problem])

@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError
     [
         (KeyboardInterrupt(), 130, "error: stopped by SIGINT"),
         (StopRequested(15), 143, "error: stopped by SIGTERM"),
-        (ConfigError(["One.", "Two."]), 2, "2 errors:\n  One.\n  Two."),
+        (ConfigError("One.", "Two."), 2, "2 errors:\n  One.\n  Two."),
         (ZeroDivisionError("by nought"), 1, "error: ZeroDivisionError: by nought"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,

@@ -13,10 +13,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from pipeline.cli import command
-from pipeline.cli.stop import StopRequested
+from pipeline.cli.stop import Stop, StopRequested
 from pipeline.errors import ConfigError
-from pipeline.export import Request, check, export
-from pipeline.formats import exporting, exports
+from pipeline.export import ExportRequest, check, export
+from pipeline.formats import exporting
 from pipeline.runs.directory import RunDirectory
 from tests.cases import CASES
 from tests.conftest import Finished
@@ -24,7 +24,7 @@ from tests.conftest import Finished
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def checked(run: Path, **changes: Any) -> Request:
+def checked(run: Path, **changes: Any) -> ExportRequest:
     """Call the command's check with its own configuration file and some changes."""
     folder = Path(__file__).parents[2] / "conf"
     defaults: Any = OmegaConf.load(folder / "export.yaml")
@@ -90,8 +90,8 @@ def test_a_quantized_export_is_judged_by_the_tolerance_given(gru_run: Path, comm
 
 
 def test_a_signal_stops_it_in_good_order(gru_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def receive(module: str, overrides: list[str], received: list[int]) -> int:
-        received.append(signal.SIGTERM)
+    def receive(module: str, overrides: list[str], stop: Stop) -> int:
+        stop.signals.append(signal.SIGTERM)
         return 1
 
     monkeypatch.setattr(command, "in_fresh_process", receive)
@@ -100,17 +100,20 @@ def test_a_signal_stops_it_in_good_order(gru_run: Path, monkeypatch: pytest.Monk
 
 
 def test_a_signal_is_noticed_between_two_formats(gru_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rehearsed: list[str] = []
+    written: list[str] = []
 
-    def rehearse(source: object, name: str) -> dict[str, str]:
-        rehearsed.append(name)
+    def write(task: object, name: str, directory: Path) -> dict[str, str]:
+        written.append(name)
         signal.raise_signal(signal.SIGTERM)
         return {}
 
-    monkeypatch.setattr(exports, "rehearse", rehearse)
+    before = list((gru_run / "export").rglob("*"))
+    monkeypatch.setattr(exporting, "_write", write)
     with pytest.raises(StopRequested, match="stopped by SIGTERM"):
         export(checked(gru_run, export={"formats": {"keras": True, "onnx": True}}))
-    assert rehearsed == ["keras"]
+    assert written == ["keras"]
+    left = [path for path in (gru_run / "export").rglob("*") if path.parent != gru_run / "export"]
+    assert left == [path for path in before if path.parent != gru_run / "export"]
 
 
 def test_state_is_calibrated_from_its_beginning_on(finished: Finished) -> None:

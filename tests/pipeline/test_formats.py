@@ -19,14 +19,15 @@ from tensorflow.core.protobuf import saved_model_pb2
 from models.base import classify
 from pipeline.config.formats import FORMATS
 from pipeline.config.schema import Export, Verify
-from pipeline.errors import ConfigError
-from pipeline.formats import exporting, exports
-from pipeline.formats.base import Source
+from pipeline.errors import RoundtripError, UnsupportedError
+from pipeline.formats import base, exporting, opening
+from pipeline.formats.base import ExportTask
 from pipeline.graphs import examples
 from pipeline.graphs.signatures import Signature, Spec, predicting, scored
 from pipeline.runs.directory import RunDirectory
 from pipeline.runtime import held_back_stderr
-from pipeline.verification import comparison, verifier
+from pipeline.verification.receipt import VerifiedEpoch
+from pipeline.verification.verifier import Verifier
 from tests.cases import CASES, Case
 from tests.conftest import Finished, rewrite, rewrite_export
 
@@ -55,11 +56,11 @@ def newest(run: Path, format: str) -> Path:
     return path
 
 
-def verify(run: Path, *names: str, **given: float) -> list[comparison.Verified]:
+def verify(run: Path, *names: str, **given: float) -> list[VerifiedEpoch]:
     directory = RunDirectory(run)
-    exports = {name: newest(run, name) for name in names}
     tolerance = Verify(**{**vars(NOTHING_GIVEN), **given})
-    return verifier.verify_exports(directory, exports, directory.read_rows(), CASES[0].load(), tolerance)
+    verifier = Verifier(directory, directory.read_rows(), CASES[0].load(), tolerance)
+    return verifier.exports([newest(run, name) for name in names])
 
 
 @cases
@@ -281,7 +282,7 @@ class TestNegatives:
         first = run.read_rows()[:1]
         exporting.record_answers(run, first)
         options = Export(formats={name: True})
-        exporting.export(exporting.source(run, first, options, CASES[0].load(), NOTHING_GIVEN))
+        exporting.export(exporting.task_of(run, first, options, CASES[0].load(), NOTHING_GIVEN))
         export = newest(gru_exports, name)
         (manifest,) = export.rglob("manifest.json")
         rewrite(manifest, lambda facts: facts.update(epochs=[2], answers={"answers-0002.npz": ""}))
@@ -399,7 +400,7 @@ def test_quantization_is_judged_by_the_tolerance_chosen(quantization: str, gru_e
     options = Export(formats={"tflite": True}, quantization=quantization)  # type: ignore[arg-type]
     before = (newest(gru_exports, "tflite") / "model.tflite").stat().st_size
     accepting = dataclasses.replace(NOTHING_GIVEN, quantized_tolerance=0.4)
-    exporting.export(exporting.source(run, run.read_rows()[2:], options, CASES[0].load(), accepting))
+    exporting.export(exporting.task_of(run, run.read_rows()[2:], options, CASES[0].load(), accepting))
     (as_exported,) = verify(gru_exports, "tflite")
     assert {metric.tolerance for metric in as_exported.metrics.values()} == {0.4}
     assert (newest(gru_exports, "tflite") / "model.tflite").stat().st_size < before
@@ -415,34 +416,33 @@ def test_quantization_is_judged_by_the_tolerance_chosen(quantization: str, gru_e
 class TestRehearsal:
     """What cannot be expressed is said before training starts."""
 
-    def source(self, run: Path) -> Source:
-        return Source(
-            RunDirectory(run), [], Export(formats={}), examples.read(RunDirectory(run).requests), list
-        )
+    def task(self, run: Path, name: str) -> ExportTask:
+        options = Export(formats={name: True})
+        return ExportTask(RunDirectory(run), [], options, examples.read(RunDirectory(run).requests), list)
 
     def test_a_model_without_a_keras_network(self, gru_run: Path) -> None:
         (gru_run / "checkpoints" / "network.json").unlink()
-        with pytest.raises(ConfigError, match="export=keras needs a model that states its Keras network"):
-            exports.rehearse(self.source(gru_run), "keras")
+        with pytest.raises(RoundtripError, match="export=keras needs a model that states its Keras network"):
+            exporting.rehearse(self.task(gru_run, "keras"))
 
     def test_a_network_that_is_no_signature(self, gru_run: Path) -> None:
         path = gru_run / "checkpoints" / "network.json"
         path.write_text(path.read_text().replace('"class_id"', '"class"'))
         with pytest.raises(
-            ConfigError, match=r"inputs and outputs are named as a signature's. Received: \['fe"
+            RoundtripError, match=r"inputs and outputs are named as a signature's. Received: \['fe"
         ):
-            exports.rehearse(self.source(gru_run), "keras")
+            exporting.rehearse(self.task(gru_run, "keras"))
 
     def test_every_problem_is_said_at_once(self, gru_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def fail(source: Source, directory: Path) -> Mapping[str, str]:
-            raise ConfigError(["cannot"])
+        def fail(task: ExportTask, directory: Path) -> Mapping[str, str]:
+            raise UnsupportedError("cannot")
 
         for name in ("keras", "onnx"):
-            monkeypatch.setattr(exports.load(name), "write", fail)
+            monkeypatch.setattr(base.load(name), "write", fail)
         options = Export(formats={"keras": True, "onnx": True, "saved_model": True})
-        with pytest.raises(ConfigError) as refusal:
+        with pytest.raises(RoundtripError) as refusal:
             exporting.rehearse(
-                exporting.source(RunDirectory(gru_run), [], options, CASES[0].load(), NOTHING_GIVEN)
+                exporting.task_of(RunDirectory(gru_run), [], options, CASES[0].load(), NOTHING_GIVEN)
             )
         assert refusal.value.problems == ["cannot", "cannot"]
 
@@ -450,9 +450,9 @@ class TestRehearsal:
     def test_a_format_that_can_hold_nothing(
         self, name: str, gru_run: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(exports.load(name), "_reason", lambda *arguments: "it is too beautiful")
-        with pytest.raises(ConfigError, match=r"can hold no signature of the model.*it is too beautiful"):
-            exports.rehearse(self.source(gru_run), name)
+        monkeypatch.setattr(base.load(name), "_reason", lambda *arguments: "it is too beautiful")
+        with pytest.raises(RoundtripError, match=r"can hold no signature of the model.*it is too beautiful"):
+            exporting.rehearse(self.task(gru_run, name))
 
 
 class _Names(tf.Module):
@@ -476,8 +476,8 @@ def test_names_that_mean_something_else_in_onnx_are_left_out(tmp_path: Path) -> 
     module.weights = {}
     names = {name: getattr(module, name) for name in ("serving_default", "model", "step")}
     tf.saved_model.save(module, str(tmp_path / "checkpoints" / "graph"), signatures=names)
-    source = Source(RunDirectory(tmp_path), [], Export(formats={}), {}, list)
-    left_out = exports.load("onnx").write(source, tmp_path)
+    task = ExportTask(RunDirectory(tmp_path), [], Export(formats={}), {}, list)
+    left_out = base.load("onnx").write(task, tmp_path)
     assert sorted(left_out) == ["model", "step"]
     assert [path.name for path in tmp_path.glob("*.onnx")] == ["model.onnx"]
 
@@ -512,5 +512,5 @@ def test_a_user_is_told_what_an_unscored_format_needs(gru_run: Path) -> None:
     from pipeline.graphs import checkpoints
 
     graph = checkpoints.open_graph(RunDirectory(gru_run).graph)
-    with pytest.raises(ConfigError, match=r"verified by scoring predictions.* Held: \[\]; score: stated"):
-        exports.evaluable("keras", {}, lambda: graph)
+    with pytest.raises(RoundtripError, match=r"verified by scoring predictions.* Held: \[\]; score: stated"):
+        opening.evaluable("keras", {}, lambda: graph)

@@ -12,7 +12,7 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.graphs import examples
 from pipeline.graphs.signatures import Signature, Spec
-from pipeline.verification import parity
+from pipeline.verification import answers
 
 
 def signature(call: Any = dict, **inputs: Spec) -> Signature:
@@ -66,11 +66,11 @@ def test_a_signature_that_does_not_take_its_request_is_left_out() -> None:
     assert set(examples.answer(signatures, {"good": {}, "bad": {}})) == {"good"}
 
 
-def compare(restored: Any, expected: Any, **tolerances: float) -> parity.Parity:
+def compare(restored: Any, expected: Any, **tolerances: float) -> answers.AnswerComparison:
     served = signature(lambda **arrays: {"y": np.asarray(restored)}, x=Spec("float32", (None,)))
     bounds = {"abs_tolerance": 0.0, "rel_tolerance": 0.0, **tolerances}
     request = {"x": np.zeros(1, np.float32)}
-    return parity.compare(served, request, {"y": np.asarray(expected)}, latency=False, **bounds)
+    return answers.compare(served, request, {"y": np.asarray(expected)}, latency=False, **bounds)
 
 
 @pytest.mark.parametrize(
@@ -110,11 +110,11 @@ def test_tolerance_is_relative_to_the_largest_value() -> None:
 def test_other_outputs_are_no_answer() -> None:
     served = signature(lambda: {"z": np.ones(1)})
     with pytest.raises(ConfigError, match=r"outputs must be \['y'\]. Received: \['z'\]"):
-        parity.compare(served, {}, {"y": np.ones(1)}, abs_tolerance=0, rel_tolerance=0, latency=False)
+        answers.compare(served, {}, {"y": np.ones(1)}, abs_tolerance=0, rel_tolerance=0, latency=False)
 
 
 def test_latency_is_that_of_one_row_and_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parity, "LATENCY_SECS", 0)
+    monkeypatch.setattr(answers, "LATENCY_SECS", 0)
     sizes: list[int] = []
 
     def call(x: np.ndarray) -> dict[str, np.ndarray]:
@@ -123,6 +123,6 @@ def test_latency_is_that_of_one_row_and_of_all(monkeypatch: pytest.MonkeyPatch) 
 
     served = signature(call, x=Spec("float32", (None,)))
     rows = np.zeros(32, np.float32)
-    found = parity.compare(served, {"x": rows}, {"y": rows}, abs_tolerance=0, rel_tolerance=0, latency=True)
+    found = answers.compare(served, {"x": rows}, {"y": rows}, abs_tolerance=0, rel_tolerance=0, latency=True)
     assert set(found.latency_ms) == {1, 32}
     assert sizes == [32, 1, 1, 32, 32], "a first call, and one that is measured"

@@ -16,7 +16,7 @@ import pytest
 
 from pipeline import predict, predictor
 from pipeline.graphs.signatures import Signature, Spec
-from pipeline.predict import Settings
+from pipeline.predict import PredictSettings
 from pipeline.predictor import Predictor
 from tests.cases import CASES
 from tests.conftest import Command, Finished
@@ -48,7 +48,7 @@ def run(
     monkeypatch.setattr(predictor, "open", lambda *arguments, **options: opened)
     given = "".join(line + "\n" for line in lines).encode("latin-1", errors="replace")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
-    settings = Settings(
+    settings = PredictSettings(
         **{
             "export_dir": Path(),
             "signature": None,

@@ -16,7 +16,7 @@ import pytest
 from pipeline import predictor
 from pipeline.config.formats import FORMATS
 from pipeline.errors import ConfigError
-from pipeline.formats.base import Manifest
+from pipeline.formats.manifest import Manifest
 from pipeline.graphs import examples
 from pipeline.graphs.signatures import Signature, Spec
 from pipeline.predictor import RequestError

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import processes
+from pipeline.cli.stop import Stop
 
 
 def look_around() -> None:
@@ -55,8 +56,8 @@ def test_temporary_files_go_with_it(tmp_path: Path) -> None:
 
 
 def test_a_module_runs_as_on_a_command_line(tmp_path: Path) -> None:
-    assert processes.run_module("pipeline.evaluate", ["run_dir=nowhere"], []) == 2
-    assert processes.run_module("pipeline.evaluate", ["--help"], []) == 0
+    assert processes.run_module("pipeline.evaluate", ["run_dir=nowhere"], Stop()) == 2
+    assert processes.run_module("pipeline.evaluate", ["--help"], Stop()) == 0
 
 
 def wait_forever() -> None:
@@ -94,14 +95,14 @@ def is_running(pid: int) -> bool:
 
 def test_a_signal_is_passed_on() -> None:
     sleep = ["-n", "1", "-r", "1", "import time; time.sleep(60)"]
-    received: list[int] = []
-    threading.Timer(0.5, received.append, [signal.SIGTERM]).start()
-    assert processes.run_module("timeit", sleep, received) == -signal.SIGTERM
+    stop = Stop()
+    threading.Timer(0.5, stop.signals.append, [signal.SIGTERM]).start()
+    assert processes.run_module("timeit", sleep, stop) == -signal.SIGTERM
 
 
 PROGRAM = """
 import os
-from pipeline import processes
+from pipeline.cli import processes
 process = processes.start(os.getpid)
 process.join()
 print(process.exitcode)
@@ -119,8 +120,8 @@ def run_a_module_with_a_spare(file: str) -> None:
     output = os.open(f"{file}.out", os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 1)
     started = time.monotonic()
-    codes = [processes.run_module("pipeline.evaluate", ["run_dir=nowhere"], [])]
-    codes.append(processes.run_module("timeit", ["-n", "1", "-r", "1", "pass"], []))
+    codes = [processes.run_module("pipeline.evaluate", ["run_dir=nowhere"], Stop())]
+    codes.append(processes.run_module("timeit", ["-n", "1", "-r", "1", "pass"], Stop()))
     codes.append(int(time.monotonic() - started))
     Path(file).write_text(" ".join(map(str, codes)))
 

@@ -244,7 +244,12 @@ def test_damaged_facts_are_named(run: RunDirectory, text: str | None, message: s
 
 def test_versions_increase_strictly(run: RunDirectory) -> None:
     assert run.newest_export("saved_model") is None
-    versions = [run.publish("saved_model", lambda path: (path / "file").touch()) for _ in range(3)]
+    versions = []
+    for _ in range(3):
+        with run.new_version("saved_model") as (version, staging):
+            (staging / "file").touch()
+        versions.append(version)
+        assert (version / "file").exists()
     numbers = [int(version.name) for version in versions]
     assert numbers == sorted(set(numbers))
     (run.path / "export" / "saved_model" / "9").mkdir()  # the largest integer, not the largest name
@@ -252,12 +257,13 @@ def test_versions_increase_strictly(run: RunDirectory) -> None:
 
 
 def test_an_export_that_fails_leaves_nothing(run: RunDirectory) -> None:
-    def fail(path: Path) -> None:
-        (path / "half").touch()
-        raise OSError("disk full")
+    def write_half() -> None:
+        with run.new_version("saved_model") as (_, staging):
+            (staging / "half").touch()
+            raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        run.publish("saved_model", fail)
+        write_half()
     assert not list((run.path / "export" / "saved_model").iterdir())
 
 

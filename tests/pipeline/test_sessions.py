@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,9 @@ from models.base import BuiltModel, signature
 from pipeline.config.schema import Export
 from pipeline.errors import ConfigError
 from pipeline.formats import onnx, tflite
-from pipeline.formats.base import Source
 from pipeline.graphs import checkpoints, sessions
 from pipeline.graphs.checkpoints import Graph
-from pipeline.runs.directory import RunDirectory
+from pipeline.graphs.examples import Requests
 
 X = tf.TensorSpec([None, 2], tf.float32, "x")
 PIXELS = tf.TensorSpec([None, 2], tf.uint8, "x")
@@ -111,12 +111,15 @@ def test_what_onnx_cannot_express_or_run_is_said(tmp_path: Path) -> None:
 def test_what_litert_cannot_express_or_run_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = tf.Module()
     tf.saved_model.save(module, str(tmp_path), signatures={"picked": picked, "drawn": drawn})
-    requests = {"picked": {"i": np.array([99], np.int32)}, "drawn": {}}
-    source = Source(RunDirectory(tmp_path), [], Export(formats={}), requests, list)
-    reason = tflite._reason(source, str(tmp_path), "drawn")
+    requests: Requests = {"picked": {"i": np.array([99], np.int32)}, "drawn": {}}
+
+    def convert(names: Sequence[str]) -> bytes:
+        return tflite._convert(str(tmp_path), names, Export(formats={}), [])
+
+    reason = tflite._reason(convert, ["drawn"], requests)
     assert reason is not None
     assert reason.startswith("LiteRT has no operation Stateless")
-    reason = tflite._reason(source, str(tmp_path), "picked")
+    reason = tflite._reason(convert, ["picked"], requests)
     assert reason is not None
     assert reason.startswith("LiteRT cannot run it: ")
 
@@ -124,4 +127,4 @@ def test_what_litert_cannot_express_or_run_is_said(tmp_path: Path, monkeypatch: 
         raise ValueError("it is strange\nand long")
 
     monkeypatch.setattr(tflite, "_convert", fail)
-    assert tflite._reason(source, str(tmp_path), "picked") == "LiteRT cannot express it: it is strange"
+    assert tflite._reason(convert, ["picked"], requests) == "LiteRT cannot express it: it is strange"

@@ -142,7 +142,7 @@ def behave(cfg: DictConfig) -> Any:
     if kind == "raise":
         raise RuntimeError("no luck")
     if kind == "refuse":
-        raise ConfigError(["x must be y.", "a must be b."])
+        raise ConfigError("x must be y.", "a must be b.")
     if kind == "segfault":
         os.kill(os.getpid(), signal.SIGSEGV)
     if kind == "hang":

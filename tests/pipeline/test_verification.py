@@ -7,20 +7,21 @@ import sys
 import pytest
 
 from pipeline.config.schema import Verify
-from pipeline.errors import ConfigError
+from pipeline.errors import DamagedError
 from pipeline.runs.log import Row
-from pipeline.verification.comparison import Tolerance, Verified, compare, tolerance_of
-from pipeline.verification.parity import Parity
+from pipeline.verification.answers import AnswerComparison
+from pipeline.verification.comparison import Tolerance, compare, tolerance_of
+from pipeline.verification.receipt import VerifiedEpoch
 from pipeline.verification.tables import metrics_table, parity_table
 
 
-def verified(epoch: int, logged: float = 0.5, restored: float | None = None) -> Verified:
+def verified(epoch: int, logged: float = 0.5, restored: float | None = None) -> VerifiedEpoch:
     row = Row(epoch, epoch, None, {"accuracy": 1.0, "loss": logged}, f"checkpoints/epoch-{epoch}")
     metrics = {"accuracy": 1.0, "loss": logged if restored is None else restored}
-    return Verified(epoch, "checkpoint", row.checkpoint, compare(row, metrics, Tolerance()))
+    return VerifiedEpoch(epoch, "checkpoint", row.checkpoint, compare(row, metrics, Tolerance()))
 
 
-def labelled(*rows: Verified) -> list[tuple[str, Verified]]:
+def labelled(*rows: VerifiedEpoch) -> list[tuple[str, VerifiedEpoch]]:
     """Return rows as the tables take them; one with the epoch of the one before it is an export's."""
     names = [str(row.epoch) for row in rows]
     return [
@@ -49,16 +50,16 @@ def test_a_narrow_terminal_gets_the_columns_that_fit() -> None:
     ]
 
 
-def exported(quantization: str = "none") -> Verified:
+def exported(quantization: str = "none") -> VerifiedEpoch:
     row = Row(3, 3, None, {"loss": 0.5}, "checkpoints/epoch-3")
-    return Verified(
+    return VerifiedEpoch(
         3,
         "tflite",
         "export/tflite/1",
         compare(row, {"loss": 0.75}, Tolerance(0.5)),
         {
-            "serving_default": Parity(1.25e-7, 0, True, {1: 0.00351, 32: 1.5}),
-            "initial_state": Parity(0.5, 2, False, {1: 123.4}),
+            "serving_default": AnswerComparison(1.25e-7, 0, True, {1: 0.00351, 32: 1.5}),
+            "initial_state": AnswerComparison(0.5, 2, False, {1: 123.4}),
         },
         not_compared={"generate": "who knows"},
         quantization=quantization,
@@ -141,5 +142,5 @@ def test_a_formats_own_tolerance_is_the_least() -> None:
 
 
 def test_a_missing_metric_is_no_match() -> None:
-    with pytest.raises(ConfigError, match=r"must have the metrics \['accuracy'\]. Received: \['loss'\]"):
+    with pytest.raises(DamagedError, match=r"must have the metrics \['accuracy'\]. Received: \['loss'\]"):
         compare(Row(0, 0, None, {"loss": 1.0}, "c"), {"accuracy": 1.0}, Tolerance())

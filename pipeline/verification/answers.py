@@ -1,7 +1,6 @@
-"""Parity: the same requests to the trained model and to what was restored, and what they answer.
+"""Comparison of the answers of a restored signature with those of the trained model to the same request.
 
-The requests are made when training starts, a batch of the test split wherever a signature takes an array
-of the data; the trained model's answers to them are kept for every epoch that is exported.
+The requests and the trained model's answers come from `pipeline.graphs.examples`.
 """
 
 from __future__ import annotations
@@ -11,21 +10,21 @@ import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 
-from pipeline.errors import ConfigError
+from pipeline.errors import DamagedError
 from pipeline.graphs.examples import BATCH_SIZE, Arrays, _call
 from pipeline.graphs.signatures import Signature
+from pipeline.verification.comparison import json_number, number
 
 LATENCY_SECS = 0.05
-
-
 """Time that a latency is measured for after a first call, if that leaves time for another."""
 
 
 @dataclass(frozen=True)
-class Parity:
+class AnswerComparison:
     """What a restored signature answers, held against the trained model's answer.
 
     Attributes:
@@ -40,6 +39,23 @@ class Parity:
     match: bool
     latency_ms: Mapping[int, float]
 
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> Self:
+        """Return a comparison as a receipt holds it."""
+        if not isinstance(facts["match"], bool) or type(facts["argmax_flips"]) is not int:
+            raise ValueError(f"{facts} is no comparison of answers")
+        latencies = {int(size): number(value) for size, value in facts["latency_ms"].items()}
+        return cls(number(facts["max_abs_error"]), facts["argmax_flips"], facts["match"], latencies)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the comparison as JSON values."""
+        return {
+            "max_abs_error": json_number(self.max_abs_error),
+            "argmax_flips": self.argmax_flips,
+            "match": self.match,
+            "latency_ms": {str(size): value for size, value in self.latency_ms.items()},
+        }
+
 
 def compare(
     signature: Signature,
@@ -49,7 +65,7 @@ def compare(
     abs_tolerance: float,
     rel_tolerance: float,
     latency: bool,
-) -> Parity:
+) -> AnswerComparison:
     """Hold a restored signature's answer to a request against the expected one.
 
     Args:
@@ -62,11 +78,11 @@ def compare(
     """
     restored = _call(signature, request)
     if restored.keys() != expected.keys():
-        raise ConfigError([f"The outputs must be {sorted(expected)}. Received: {sorted(restored)}."])
+        raise DamagedError(f"The outputs must be {sorted(expected)}. Received: {sorted(restored)}.")
     errors = {name: _max_abs_error(restored[name], expected[name]) for name in expected}
     bounds = {name: abs_tolerance + rel_tolerance * _largest(expected[name]) for name in expected}
     flips = [_argmax_flips(restored[name], value) for name, value in expected.items() if name not in request]
-    return Parity(
+    return AnswerComparison(
         max_abs_error=max(errors.values()),
         argmax_flips=max(flips, default=0),
         match=all(math.isfinite(errors[name]) and errors[name] <= bounds[name] for name in expected),
