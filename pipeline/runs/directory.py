@@ -33,16 +33,10 @@ from pipeline.runs.files import _is_alive, _remove, naming, staged, sync, write_
 from pipeline.runs.log import Row, _line
 
 WRITTEN = ("checkpoints", "export", "metrics.jsonl", "run.json")
-
-
 """What shows that a run was in a directory."""
 
-
 BEGINNING = re.compile(r"graph|network\.json|requests\.npz|epoch-0000\..*|\..*\.staging")
-
-
 """What is in `checkpoints/` before the first line of the log is."""
-
 
 REQUIRED_FACTS: Mapping[str, type] = {
     "seed": int,
@@ -54,26 +48,15 @@ REQUIRED_FACTS: Mapping[str, type] = {
     "overrides": list,
     "files": dict,
 }
-
-
 """What of `run.json` is needed to come back to the run."""
 
-
 NETWORK = "network.json"
-
-
 """Beside the graph: the description of the Keras network, where the model has one."""
 
-
 INDEX, DATA = ".index", ".data-00000-of-00001"
-
-
 """What the files of a checkpoint end in."""
 
-
 PATTERN_CHARACTERS = frozenset("*?[\\")
-
-
 """Characters that TensorFlow's file system reads as a pattern."""
 
 
