@@ -131,7 +131,7 @@ class RunDirectory:
                 f"hydra.run.dir must be new, or hold a run that can go on. {self.path} holds "
                 f"{listed} and no log of it; it is left as it was. Choose another directory."
             )
-        locks.check_free(self.path)
+        locks.check_free(self.path / locks.NAME, locks.ONE_RUN)
 
     def _found(self) -> Iterator[str]:
         """Yield what is here besides the beginning of a run that was killed before its first line."""
@@ -159,7 +159,7 @@ class RunDirectory:
         """
         self.check_usable()
         self.path.mkdir(parents=True, exist_ok=True)
-        with locks.locked(self.path):
+        with locks.locked(self.path / locks.NAME, locks.ONE_RUN):
             try:
                 self._clean()
                 (self.path / "checkpoints").mkdir(exist_ok=True)
