@@ -35,7 +35,7 @@ slow: $(READY)  ## the tests that take minutes
 
 latest:  ## the tests against the newest releases of all packages, pre-releases included
 	$(PYTHON) -m venv .venv-latest
-	.venv-latest/bin/python -m pip install --quiet --pre --editable '.[digits,onnx,tflite,sweep,report,dev]'
+	.venv-latest/bin/python -m pip install --quiet --pre --editable '.[digits,onnx,tflite,sweep,dev]'
 	.venv-latest/bin/python -m pip install --quiet --pre --upgrade --no-deps hydra-core omegaconf keras optuna numpy
 	.venv-latest/bin/python -m pytest -m "not slow" -n 2 --dist worksteal $(ARGS)
 
@@ -53,7 +53,7 @@ bench: $(READY)  ## the speed of training, evaluation and prediction; ROWS=gru f
 
 lock:  ## resolve the dependencies anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-		--upgrade --extra digits --extra onnx --extra tflite --extra sweep --extra report --extra dev --output-file requirements.lock pyproject.toml
+		--upgrade --extra digits --extra onnx --extra tflite --extra sweep --extra dev --output-file requirements.lock pyproject.toml
 	echo 'setuptools>=77' | uv pip compile --quiet --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-annotate --upgrade \
 		--output-file requirements-build.lock -

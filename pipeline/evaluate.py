@@ -178,7 +178,7 @@ def _restore(one: RunToEvaluate, dataset: Dataset) -> tuple[list[tuple[str, Veri
     """Restore a run and write its receipts; return what was found, by label, and where the receipt is."""
     past, run = one.recorded, one.recorded.run
     runtime.start_tensorflow(seed=past.seed, deterministic=past.deterministic)
-    from pipeline import report
+    from pipeline.verification import page
     from pipeline.verification.verifier import Verifier
 
     verifier = Verifier(run, past.rows, dataset, past.verify)
@@ -186,7 +186,7 @@ def _restore(one: RunToEvaluate, dataset: Dataset) -> tuple[list[tuple[str, Veri
         rows = verifier.checkpoints(one.rows)
         exports = verifier.exports(one.exports.values())
     receipt = receipts.write(run, len(past.rows), rows, exports)
-    report.write(run)
+    page.write(run)
     labelled = [(str(row.epoch), row) for row in rows] + [(row.label, row) for row in exports]
     if one.trial is not None:
         labelled = [(f"{one.trial}/{label}", row) for label, row in labelled]

@@ -14,14 +14,13 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from pipeline import sweep_report
 from pipeline.cli.command import DONE, FAILED, MISMATCH, Job, Result
 from pipeline.cli.composition import plain_values
 from pipeline.cli.stop import stop_signals
 from pipeline.config.binding import parse
 from pipeline.config.schema import paired
 from pipeline.errors import ConfigError, RoundtripError
-from pipeline.sweeps import leaderboard
+from pipeline.sweeps import leaderboard, page
 from pipeline.sweeps import ledger as ledgers
 from pipeline.sweeps.leaderboard import LeaderboardFile
 from pipeline.sweeps.ledger import Ledger, Objectives, Trial
@@ -133,7 +132,7 @@ def _write_tables(table: LeaderboardFile, ledger: Ledger, objectives: Objectives
     """Write the leaderboard and the page; that one cannot be written does not hide how the sweep ended."""
     try:
         table.write()
-        sweep_report.write(ledger, objectives)
+        page.write(ledger, objectives)
     except (OSError, RoundtripError) as error:
         log.error("the tables of the sweep cannot be written: %s", error)
 

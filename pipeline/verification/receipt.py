@@ -102,6 +102,11 @@ class VerifiedEpoch:
             [_text(problem) for problem in facts.get("problems", [])],
         )
 
+    @property
+    def where(self) -> str:
+        """The beginning of a sentence about this epoch."""
+        return f"{self.artifact}, epoch {self.epoch}: "
+
     def to_json(self) -> dict[str, Any]:
         """Return the epoch as JSON values."""
         facts: dict[str, Any] = {
@@ -132,18 +137,17 @@ class VerifiedEpoch:
 
     def complaints(self) -> list[str]:
         """Return a sentence for each metric and each signature that does not match."""
-        where = f"{self.artifact}, epoch {self.epoch}"
         metrics = [
-            f"{where}: test/{name} must be {c.logged!r} as logged. "
+            f"{self.where}test/{name} must be {c.logged!r} as logged. "
             f"Restored: {c.restored!r}, {c.difference:+.3g} (tolerance {c.tolerance:g})."
             for name, c in self.metrics.items()
             if not c.match
         ]
         metrics += [
-            f"{where}: {name} is not compared: {reason}." for name, reason in self.not_compared.items()
+            f"{self.where}{name} is not compared: {reason}." for name, reason in self.not_compared.items()
         ]
         return metrics + [
-            f"{where}: {name} must answer as the trained model did. "
+            f"{self.where}{name} must answer as the trained model did. "
             f"Largest difference: {found.max_abs_error:.3g}, argmax flips: {found.argmax_flips}."
             for name, found in self.signatures.items()
             if not found.match
@@ -190,7 +194,7 @@ class Receipt:
         return [
             sentence
             for found in (*self.epochs, *self.exported)
-            for sentence in (*found.problems, *found.complaints())
+            for sentence in (*(found.where + problem for problem in found.problems), *found.complaints())
         ]
 
     def _version(self) -> int:

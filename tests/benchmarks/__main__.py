@@ -24,8 +24,8 @@ from importlib import metadata
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
-from pipeline import charts, page
-from pipeline.charts import element
+from pipeline.pages import charts, parts
+from pipeline.pages.charts import element
 from tests.benchmarks import results
 from tests.benchmarks.results import Table
 from tests.benchmarks.training_speed import ROWS
@@ -75,19 +75,19 @@ def machine() -> dict[str, object]:
 def sections(facts: dict[str, object], tables: Sequence[Table]) -> Iterator[Element]:
     """Yield what the page consists of."""
     yield element("h1", "Benchmarks")
-    yield page.facts((name, str(value)) for name, value in facts.items())
+    yield parts.facts((name, str(value)) for name, value in facts.items())
     for table in tables:
         yield element("h2", f"{table.title}, {table.unit}")
         if table.note:
             yield element("p", table.note, class_="muted")
         lines = [
-            page.Line(
+            parts.Line(
                 [line.row, line.contender, line.measured, str(ratio or ""), ratio.target if ratio else ""]
             )
             for line in table.lines
             for ratio in line.ratios or (None,)
         ]
-        yield from page.table(HEADER, lines, max_lines=len(lines), left=HEADER[:2])
+        yield from parts.table(HEADER, lines, max_lines=len(lines), left=HEADER[:2])
         yield element("div", *figures(table), class_="curves")
 
 
@@ -131,7 +131,7 @@ def main() -> int:
     directory.mkdir(parents=True)
     kept = {"machine": facts, "tables": [asdict(table) for table in tables]}
     (directory / "bench.json").write_text(json.dumps(kept, indent=2) + "\n")
-    page.write(directory / "bench.html", "Benchmarks", sections(facts, tables))
+    parts.write(directory / "bench.html", "Benchmarks", sections(facts, tables))
     print(f"kept: {directory}/bench.json    page: {directory}/bench.html")
     return max(codes)
 

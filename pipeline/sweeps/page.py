@@ -17,9 +17,9 @@ from typing import Any
 from urllib.parse import quote
 from xml.etree.ElementTree import Element
 
-from pipeline import charts, page
-from pipeline.charts import Curve, Point, Series, element
 from pipeline.cli.quoting import override
+from pipeline.pages import charts, parts
+from pipeline.pages.charts import Curve, Point, Series, element
 from pipeline.runs.directory import RunDirectory
 from pipeline.sweeps import leaderboard
 from pipeline.sweeps import ledger as ledgers
@@ -95,7 +95,7 @@ class _Sweep:
 
     def label(self, trial: Trial) -> str:
         """Return what a pointer is told of a trial."""
-        found = zip(self.metrics, map(page.number, self.found(trial)), strict=True)
+        found = zip(self.metrics, map(parts.number, self.found(trial)), strict=True)
         values = trial.values
         tried = ((key, values[key]) for key in self.keys if key in values)
         lines = [f"{name} {value}" for name, value in found] + [f"{key}={value}" for key, value in tried]
@@ -115,10 +115,10 @@ def write(ledger: Ledger, objectives: Objectives) -> Path:
     sweep = _Sweep(ledger.directory.absolute(), objectives, ledger.latest())
     title = f"{sweep.directory.name}: {_count(len(sweep.trials), 'trial')}"
     if sweep.best:
-        title += f", best {sweep.metrics[0]} {page.number(sweep.best.objective)}"
+        title += f", best {sweep.metrics[0]} {parts.number(sweep.best.objective)}"
     sections = (_header, _best, _table, _reasons, _charts, _curves, _importance)
     path = ledger.page
-    page.write(path, title, (part for section in sections for part in section(sweep)))
+    parts.write(path, title, (part for section in sections for part in section(sweep)))
     return path
 
 
@@ -141,8 +141,8 @@ def _count(number: int, noun: str) -> str:
 
 def _state_class(state: str) -> str:
     if state == ledgers.DONE:
-        return page.MATCH
-    return "muted" if state in (ledgers.PRUNED, ledgers.RUNNING, ledgers.INTERRUPTED) else page.MISMATCH
+        return parts.MATCH
+    return "muted" if state in (ledgers.PRUNED, ledgers.RUNNING, ledgers.INTERRUPTED) else parts.MISMATCH
 
 
 def _best(sweep: _Sweep) -> Iterator[Element]:
@@ -152,14 +152,14 @@ def _best(sweep: _Sweep) -> Iterator[Element]:
         yield element("p", "None: no trial has an objective and matches what was verified.", class_="muted")
         return
     values = best.values
-    yield page.facts(
+    yield parts.facts(
         [
             ("trial", _link(sweep, best)),
-            *zip(sweep.metrics, map(page.number, sweep.found(best)), strict=True),
+            *zip(sweep.metrics, map(parts.number, sweep.found(best)), strict=True),
             *((key, values[key]) for key in sweep.keys if key in values),
         ]
     )
-    yield page.command("pipeline.evaluate", override("run_dir", Path(best.run_dir).absolute()))
+    yield parts.command("pipeline.evaluate", override("run_dir", Path(best.run_dir).absolute()))
 
 
 def _link(sweep: _Sweep, trial: Trial) -> Element | str:
@@ -182,24 +182,24 @@ def _table(sweep: _Sweep) -> Iterator[Element]:
     for trial in ranked:
         values = trial.values
         cells: list[str | Element] = [
-            ranks.get(trial.number, page.MISSING),
+            ranks.get(trial.number, parts.MISSING),
             element("td", _link(sweep, trial)),
             *(
-                _value(values.get(key, page.MISSING), "left" if key in left else "right")
+                _value(values.get(key, parts.MISSING), "left" if key in left else "right")
                 for key in sweep.keys
             ),
-            *map(page.number, sweep.found(trial)),
-            element("td", trial.verdict or page.MISSING, class_=page.status_class(trial.verdict or "")),
+            *map(parts.number, sweep.found(trial)),
+            element("td", trial.verdict or parts.MISSING, class_=parts.status_class(trial.verdict or "")),
             element("td", trial.state, class_=_state_class(trial.state)),
             str(trial.epochs),
-            page.number(trial.seconds, ".1f"),
+            parts.number(trial.seconds, ".1f"),
         ]
-        lines.append(page.Line(cells, is_kept=trial.verdict == page.MISMATCH))
-    yield from page.table(header, lines, max_lines=MAX_ROWS, left=left)
+        lines.append(parts.Line(cells, is_kept=trial.verdict == parts.MISMATCH))
+    yield from parts.table(header, lines, max_lines=MAX_ROWS, left=left)
 
 
 def _is_matching(trial: Trial) -> bool:
-    return trial.verdict == page.MATCH and trial.objective is not None
+    return trial.verdict == parts.MATCH and trial.objective is not None
 
 
 def _value(text: str, side: str) -> Element:
@@ -222,12 +222,12 @@ def _reasons(sweep: _Sweep) -> Iterator[Element]:
     for reason, found in numbers.items():
         said = f"{'trial' if len(found) == 1 else 'trials'} {', '.join(found)} {reason}"
         long = len(said) > MAX_REASON
-        items.append(element("li", page.details(f"{said[:MAX_REASON]}…", said) if long else said))
+        items.append(element("li", parts.details(f"{said[:MAX_REASON]}…", said) if long else said))
     yield element("h3", "Why trials did not finish")
     yield element("ul", *items[:MAX_REASONS], class_="reasons")
     if len(items) > MAX_REASONS:
         others = element("ul", *items[MAX_REASONS:], class_="reasons")
-        yield page.details(f"{len(items) - MAX_REASONS} more", others)
+        yield parts.details(f"{len(items) - MAX_REASONS} more", others)
 
 
 def _charts(sweep: _Sweep) -> Iterator[Element]:
@@ -274,7 +274,7 @@ def _marks(
     for trial in trials:
         x, y = place(trial)
         if x is not None and y is not None:
-            flagged = trial.verdict == page.MISMATCH
+            flagged = trial.verdict == parts.MISMATCH
             point = Point(x=x, y=y, label=sweep.label(trial), flagged=flagged)
             (pruned if trial.state == ledgers.PRUNED else finished).append(point)
     finished.sort(key=lambda point: point.flagged)
@@ -385,7 +385,7 @@ def _obstacle(columns: Mapping[str, Column], objectives: Sequence[float], metric
     if len(objectives) < MIN_COMPLETED:
         return f"It takes {MIN_COMPLETED} completed trials that match to tell; there are {len(objectives)}."
     if len(set(objectives)) == 1:
-        return f"There is none: {metric} is {page.number(objectives[0])} in each completed trial."
+        return f"There is none: {metric} is {parts.number(objectives[0])} in each completed trial."
     return None if columns else "There is none: the completed trials have the same values."
 
 

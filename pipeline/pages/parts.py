@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-from pipeline import charts
-from pipeline.charts import element
+from pipeline.pages import charts
+from pipeline.pages.charts import element
 from pipeline.runs.files import write_text
 
 MATCH = "match"

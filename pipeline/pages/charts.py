@@ -32,6 +32,9 @@ LOG_RATIO = 100.0
 MIN_SPAN = 0.01
 """Span of an axis relative to its largest value, at least: a flat curve is to look flat."""
 
+LARGEST = 1e300
+"""Size of a value from which on it is not drawn: differences of such values overflow."""
+
 DIGIT_WIDTH = 7.3
 """Width of a digit, in pixels, at most."""
 
@@ -193,7 +196,7 @@ def chart(title: str, series: Sequence[Series], *, x_label: str, log_x: bool = F
         x_label: Name of the x axis.
         log_x: Whether the x axis may be logarithmic too.
     """
-    drawn = [(one, [p for p in one.points if math.isfinite(p.x) and math.isfinite(p.y)]) for one in series]
+    drawn = [(one, [p for p in one.points if _is_drawable(p.x) and _is_drawable(p.y)]) for one in series]
     points = [point for _, finite in drawn for point in finite]
     svg = element("svg", element("title", title), class_="chart", role="img", viewBox=f"0 0 {WIDTH} {HEIGHT}")
     if not points:
@@ -209,6 +212,11 @@ def chart(title: str, series: Sequence[Series], *, x_label: str, log_x: bool = F
         else:
             svg.extend(_marks(one, finite, frame))
     return svg
+
+
+def _is_drawable(value: float) -> bool:
+    """Return whether a value is finite, and so is the span between it and any other."""
+    return abs(value) < LARGEST
 
 
 def legend(series: Iterable[Series]) -> Element:
