@@ -151,15 +151,15 @@ def test_a_sweep_that_was_killed_goes_on(command: Command, tmp_path: Path) -> No
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
         process.kill()
-    first, *_ = read(tmp_path / "sweep")
-    pid = read(tmp_path / "sweep")[1]["pid"]
+    first, second = Ledger(tmp_path / "sweep").read()
+    pid = second.pid
     deadline = time.monotonic() + 10
     while pid is not None and Path(f"/proc/{pid}").exists():
         assert time.monotonic() < deadline, "a trial outlives its sweep"
         time.sleep(0.05)
     command("pipeline", *GRU, "seed=0,1,2")
     found = read(tmp_path / "sweep")
-    assert found[0] == first
+    assert Ledger(tmp_path / "sweep").read()[0] == first
     assert [one["state"] for one in found] == ["done", "interrupted", "done", "done"]
     command("pipeline", "-m", "model=gru", "hydra.sweep.dir=whole", "seed=0,1,2")
     results = [
