@@ -10,11 +10,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from pipeline import search
 from pipeline.cli import composition
 from pipeline.config import checks
+from pipeline.sweeps.space import space_of
 
-EXPERIMENTS = sorted(path.stem for path in (Path(checks.__file__).parents[1] / "conf/experiment").glob("*"))
+EXPERIMENTS = sorted(path.stem for path in (Path(checks.__file__).parents[2] / "conf/experiment").glob("*"))
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -29,12 +29,12 @@ def test_an_experiment_is_a_whole_configuration(name: str) -> None:
     if name.startswith("sweep_"):
         assert composed.hydra.mode == RunMode.MULTIRUN
         params = [f"{key}={value}" for key, value in composed.hydra.sweeper.params.items()]
-        space = search.space_of(OverridesParser.create().parse_overrides(params))
+        space = space_of(OverridesParser.create().parse_overrides(params))
         for corner in space.corners():
             with initialize_config_module("conf", version_base="1.3"):
                 checks.check(composition.plain_values(compose("config", [f"experiment={name}", *corner])))
 
 
 def test_there_is_one_for_each_model_and_a_sweep() -> None:
-    models = [path.stem for path in (Path(checks.__file__).parents[1] / "conf" / "model").glob("*.yaml")]
+    models = [path.stem for path in (Path(checks.__file__).parents[2] / "conf" / "model").glob("*.yaml")]
     assert sorted([*models, *(f"sweep_{name}" for name in models)]) == EXPERIMENTS

@@ -23,7 +23,7 @@ from pipeline.runs.files import naming
 
 NAME = ".lock"
 
-ONE_RUN = "A run directory must be used by one process at a time."
+ONE_RUN = "A run directory must be used by one process at a time. {directory} is, by {holder}."
 
 ENOTSUPP = 524
 """What Linux lets through from some network file systems; `errno` does not know it."""
@@ -50,7 +50,8 @@ def locked(path: Path, constraint: str) -> Iterator[None]:
 
     Args:
         path: The lock's file in the directory, made if there is none.
-        constraint: What must be of one process at a time, as a sentence.
+        constraint: What must be of one process at a time, in words, with the placeholders `{directory}` and
+            `{holder}`.
 
     Raises:
         BusyError: Another process holds it; the message names the process.
@@ -96,10 +97,8 @@ def _take(path: Path, constraint: str, file: TextIO) -> None:
         _flock(path, file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        raise BusyError(
-            f"{constraint} {path.parent} is in use by {_holder(file.read())}. "
-            "Wait for it, or choose another directory."
-        ) from None
+        sentence = constraint.format(directory=path.parent, holder=_holder(file.read()))
+        raise BusyError(f"{sentence} Wait for it, or choose another directory.") from None
 
 
 def _flock(path: Path, file: TextIO, operation: int) -> None:

@@ -33,7 +33,7 @@ DONE, MISMATCH, PRUNED = "done", "mismatch", "pruned"
 FAILED, KILLED, TIMED_OUT, OUT_OF_MEMORY = "failed", "killed", "timed out", "out of memory"
 RUNNING, INTERRUPTED = "running", "interrupted"
 
-ONE_SWEEP = "hydra.sweep.dir must be of one sweep at a time."
+ONE_SWEEP = "hydra.sweep.dir must be of one sweep at a time. {directory} is in use by {holder}."
 
 Objectives = Sequence[tuple[str, str]]
 """The metrics that a sweep looks at, each with its direction, `minimize` or `maximize`."""

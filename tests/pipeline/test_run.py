@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import os
 import subprocess
@@ -71,25 +70,6 @@ with RunDirectory(pathlib.Path(sys.argv[1])).claimed():
     print("held", flush=True)
     time.sleep(60)
 """
-
-
-def test_a_file_system_without_locks(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refuse(number: int) -> Any:
-        def flock(file: Any, operation: int) -> None:
-            raise OSError(number, os.strerror(number))
-
-        return flock
-
-    monkeypatch.setattr("fcntl.flock", refuse(errno.ENOLCK))
-    with run.claimed():
-        assert f"{run.path} cannot be locked: No locks available" in caplog.text
-    with locks.turn(run.verification):
-        pass
-    monkeypatch.setattr("fcntl.flock", refuse(errno.EIO))
-    with pytest.raises(OSError, match="Input/output"), run.claimed():
-        pass
 
 
 def test_who_changes_the_same_file_waits_for_a_turn(run: RunDirectory) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import math
 import os
 import re
 import shutil
@@ -13,196 +11,39 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
 from optuna.trial import TrialState
 
-from pipeline import ledger as ledgers
-from pipeline import search as searches
-from pipeline.cli.composition import plain_values
-from pipeline.config import checks
-from pipeline.config.formats import EXTRAS
-from pipeline.errors import ConfigError
-from pipeline.ledger import Ledger, Trial
-from pipeline.search import Grid, Options, Search, Space
+from pipeline.config.formats import lacks
+from pipeline.sweeps import ledger as ledgers
+from pipeline.sweeps import search as searches
+from pipeline.sweeps.ledger import Ledger, Trial
+from pipeline.sweeps.search import Search
+from pipeline.sweeps.space import Space
+from pipeline.sweeps.study import RETRIES
 from tests.conftest import Command
-
-LOSS = [("loss", "minimize")]
-SAMPLERS: dict[str, Any] = {
-    "tpe": functools.partial(optuna.samplers.TPESampler, n_startup_trials=3),
-    "cmaes": functools.partial(
-        optuna.samplers.CmaEsSampler, n_startup_trials=2, warn_independent_sampling=False
-    ),
-    "random": functools.partial(optuna.samplers.RandomSampler),
-    "nsga2": functools.partial(optuna.samplers.NSGAIISampler, population_size=3),
-    "grid": functools.partial(Grid),
-}
-
-
-def space_of(*overrides: str) -> Space:
-    return searches.space_of(OverridesParser.create().parse_overrides(list(overrides)))
-
-
-SPACE = space_of("x=interval(-2, 2)", "n=int(interval(1, 8))", "c=a,b", "fixed=3")
-COUNTED = space_of("x=range(0, 3)", "n=1,2", "c=a,b")
-
-
-def options(**changes: Any) -> Options:
-    values: dict[str, Any] = {
-        "n_trials": 8,
-        "sampler": SAMPLERS["random"],
-        "pruner": None,
-        "seed": 0,
-        "params": {},
-        "storage": None,
-        "study_name": None,
-        "grace_secs": 60.0,
-    }
-    return Options(**{**values, **changes})
-
-
-def open_search(directory: Path, space: Space = SPACE, **changes: Any) -> Search:
-    """Return what `search.sweep` makes of options, with a configuration that is the overrides alone."""
-    chosen = options(**changes)
-    objectives = chosen.params.get("objectives", LOSS)
-    ledger = Ledger(directory)
-
-    def compose(overrides: list[str]) -> DictConfig:
-        values = dict(override.split("=", 1) for override in overrides)
-        return OmegaConf.create({**values, "hydra": {"overrides": {"task": overrides}}})
-
-    with ledger.locked():
-        sampler = searches.make_sampler(chosen, space)
-        study, storage = searches.open_study(chosen, sampler, objectives, directory)
-        searches.check_study(study, space, objectives, "configuration")
-        sampler.trials = functools.partial(study.get_trials, deepcopy=False)
-        total = len(sampler) if isinstance(sampler, Grid) else chosen.n_trials
-        is_shared = chosen.storage is not None
-        return Search(study, storage, space, compose, ledger, objectives, total, chosen.grace_secs, is_shared)
-
-
-def started(search: Search) -> Trial | None:
-    """Start the next trial, as a pool would; `None` where there is none."""
-    following = search.next()
-    if following is None:
-        return None
-    overrides = list(following.config.hydra.overrides.task)
-    digest = ledgers.config_hash(plain_values(following.config))
-    trial = Trial(
-        search.ledger.next_number(), overrides, digest, ledgers.RUNNING, "", study_trial=following.study_trial
-    )
-    search.ledger.write(trial)
-    search.started(trial)
-    return trial
-
-
-def loss(values: Mapping[str, str]) -> float:
-    return (float(values["x"]) - 1) ** 2 + int(values["n"]) + (values["c"] == "a")
-
-
-def end(search: Search, trial: Trial, **changes: Any) -> None:
-    changes = {"state": ledgers.DONE, "verdict": "match", **changes}
-    if "objective" not in changes:
-        changes["objective"] = loss(trial.values)
-    trial = replace(trial, **changes)
-    search.ledger.write(trial)
-    search.ended(trial)
-
-
-def work(search: Search, most: float = math.inf) -> int:
-    """Run trials one after the other; return how many."""
-    count = 0
-    while count < most and not search.is_complete():
-        known = len(search.study.trials)
-        trial = started(search)
-        is_waiting = any(one.state == TrialState.WAITING for one in search.study.trials)
-        if trial is None and not is_waiting and len(search.study.trials) == known:
-            break
-        if trial is not None:
-            end(search, trial)
-            count += 1
-    return count
-
-
-def found(directory: Path) -> list[tuple[str, ...]]:
-    return [tuple(trial.overrides) for trial in Ledger(directory).latest() if trial.state == ledgers.DONE]
+from tests.pipeline.sweeps.searching import (
+    COUNTED,
+    SAMPLERS,
+    SPACE,
+    end,
+    found,
+    open_search,
+    space_of,
+    started,
+    work,
+)
 
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(searches, "IDLE_SECS", 0.0)
-
-
-class TestSpace:
-    def test_what_an_override_states(self) -> None:
-        space = space_of(
-            "a=tag(log, interval(1e-4, 1e-1))",
-            "b=int(interval(4, 16))",
-            "c=range(0, 10, 3)",
-            "d=range(0.0, 1.0, 0.25)",
-            "e=choice(adam, sgd)",
-            "f=1,2",
-            "g=7",
-            "+h.i=x",
-        )
-        assert {key: repr(value).partition("(")[0] for key, value in space.distributions.items()} == {
-            "a": "FloatDistribution",
-            "b": "IntDistribution",
-            "c": "IntDistribution",
-            "d": "FloatDistribution",
-            "e": "CategoricalDistribution",
-            "f": "CategoricalDistribution",
-        }
-        a, _, c, d, *_ = space.distributions.values()
-        assert (a.low, a.high, a.log) == (1e-4, 1e-1, True)  # type: ignore[attr-defined]
-        assert (c.low, c.high, c.step) == (0, 9, 3)  # type: ignore[attr-defined]
-        assert (d.low, d.high, d.step) == (0.0, 0.75, 0.25)  # type: ignore[attr-defined]
-        assert space.fixed == ["g=7", "+h.i=x"]
-        values = {"a": 1e-05, "b": 4, "c": 9, "d": 0.5, "e": "sgd", "f": "2"}
-        assert space.overrides(values)[-6:] == ["a=1e-05", "b=4", "c=9", "d=0.5", "e=sgd", "f=2"]
-
-    def test_the_last_of_two_counts(self) -> None:
-        assert space_of("a=1,2", "b=1,2", "a=3").fixed == ["a=3"]
-        assert list(space_of("a=3", "a=1,2").distributions) == ["a"]
-
-    def test_every_choice_and_both_ends_are_seen_before_any_trial(self) -> None:
-        corners = space_of("x=interval(0, 1)", "c=a,b,c", "fixed=3").corners()
-        assert [corner[1:] for corner in corners] == [
-            ["x=0.0", "c=a"],
-            ["x=1.0", "c=a"],
-            ["x=0.0", "c=b"],
-            ["x=0.0", "c=c"],
-        ]
-        assert all(corner[0] == "fixed=3" for corner in corners)
-
-    @pytest.mark.parametrize(
-        ("override", "message"),
-        [
-            ("a=tag(log, interval(0, 1))", r"a must state values that can be searched. a=tag\(log"),
-            ("a=interval(2, 1)", "a must state values"),
-            ("a=range(1, 1)", "the range is empty"),
-            ("a=tag(log, range(1, 9))", "only an interval can be logarithmic"),
-            ("a=1", "A search needs a key with several values"),
-        ],
-    )
-    def test_what_cannot_be_searched(self, override: str, message: str) -> None:
-        with pytest.raises(ConfigError, match=message):
-            space_of(override)
-
-    def test_a_grid_needs_values_that_can_be_counted(self) -> None:
-        space = space_of("a=1,2", "b=range(0, 10, 5)", "c=range(0, 1, 0.5)")
-        assert searches.grid_of(space) == {"a": ["1", "2"], "b": [0, 5], "c": [0.0, 0.5]}
-        with pytest.raises(ConfigError, match=r"sampler=grid needs a choice\(...\) or range\(...\) for x"):
-            searches.grid_of(space_of("x=interval(0, 1)"))
-        with pytest.raises(ConfigError, match="at most 10000 combinations. Received: 40000"):
-            searches.grid_of(space_of("x=range(0, 200)", "y=range(0, 200)"))
 
 
 class TestOneProcess:
@@ -480,70 +321,6 @@ class TestSeveralProcesses:
         assert two.num_ended == 2
 
 
-class TestStudy:
-    def test_of_another_search(self, tmp_path: Path) -> None:
-        open_search(tmp_path)
-        open_search(tmp_path, n_trials=99, sampler=SAMPLERS["tpe"], seed=4)
-        with pytest.raises(ConfigError, match="another search, or its configuration or data have changed"):
-            open_search(tmp_path, space_of("y=1,2"))
-
-    def test_that_cannot_be_reached(self, tmp_path: Path) -> None:
-        with pytest.raises(
-            ConfigError, match=r"hydra.sweeper.storage must be a database that can be reached"
-        ):
-            open_search(tmp_path, storage="sqlite:////nowhere/at/all.db", study_name="s")
-
-    def test_without_a_name(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="study_name must be given with"):
-            open_search(tmp_path, storage="sqlite://")
-
-    def test_several_metrics_cannot_be_pruned_by(self, tmp_path: Path) -> None:
-        pruner = optuna.pruners.MedianPruner()
-        params = {"objectives": [*LOSS, ("accuracy", "maximize")]}
-        with pytest.raises(ConfigError, match="pruner must be none where sweep.metric has several"):
-            open_search(tmp_path, pruner=pruner, params=params)
-
-    def test_a_sampler_that_does_not_take_its_options(self) -> None:
-        sampler = functools.partial(SAMPLERS["random"], sead=1)
-        with pytest.raises(ConfigError, match=r"hydra.sweeper.sampler must be what Optuna takes. .*sead"):
-            searches.make_sampler(options(sampler=sampler), SPACE)
-
-    def test_a_ledger_of_another_study_says_nothing_of_this_one(self, tmp_path: Path) -> None:
-        first = open_search(tmp_path, storage=f"sqlite:///{tmp_path}/a.db", study_name="s", seed=1)
-        assert work(first, 2) == 2
-        second = open_search(tmp_path, storage=f"sqlite:///{tmp_path}/b.db", study_name="s", seed=2)
-        asked = second.study.ask(dict(SPACE.distributions))
-        again = open_search(tmp_path, storage=f"sqlite:///{tmp_path}/b.db", study_name="s", seed=2)
-        assert again.study.trials[asked.number].state == TrialState.RUNNING
-
-    def test_what_tells_configurations_apart(self) -> None:
-        def identity(is_shared: bool = False, **changes: Any) -> str:
-            values: dict[str, Any] = {
-                "model": {"units": 3, "depth": 1},
-                "data": {"_target_": "a", "path": "/here", "batch_size": 3},
-                "hydra": {"x": 1},
-            }
-            for key, value in changes.items():
-                section, _, name = key.partition("__")
-                values[section][name] = value
-            corners = [OmegaConf.create({**values, "corner": number}) for number in range(2)]
-            return searches.identity_of(corners, is_shared=is_shared)
-
-        assert identity(hydra__x=2) == identity()
-        for other in ({"model__depth": 2}, {"data__batch_size": 4}, {"data___target_": "b"}):
-            assert identity(**other) != identity()
-            assert identity(True, **other) != identity(True)
-        assert identity(data__path="/there") != identity()
-        assert identity(True, data__path="/there") == identity(True)
-
-
-@pytest.mark.parametrize("pruner", ["hyperband", "none"])
-def test_no_two_trials_have_the_same_seed(tmp_path: Path, pruner: str) -> None:
-    made = optuna.pruners.HyperbandPruner(max_resource=9) if pruner == "hyperband" else None
-    work(open_search(tmp_path, n_trials=20, pruner=made))
-    assert len(set(found(tmp_path))) == 20
-
-
 GRU = ["-m", "model=gru", "hydra/sweeper=optuna", "hydra.sweep.dir=sweep"]
 RATES = "optimizer.learning_rate=tag(log, interval(1e-4, 1e-1))"
 
@@ -604,9 +381,8 @@ class TestCommand:
         assert not list(tmp_path.glob("sweep/[0-9]*"))
 
 
-def test_a_search_without_its_packages_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(EXTRAS, "sweep", ("optuna", "no_such_package"))
-    assert checks.lacks("hydra/sweeper=optuna", "sweep") == (
+def test_a_search_without_its_packages_is_refused() -> None:
+    assert lacks("hydra/sweeper=optuna", "sweep", ("optuna", "no_such_package")) == (
         "hydra/sweeper=optuna needs no_such_package. Not installed. "
         "Install the extra: pip install 'roundtrip[sweep]'."
     )
@@ -666,9 +442,7 @@ def test_two_workers_share_a_postgresql_study_and_one_is_killed(postgresql: str,
     trials = optuna.load_study(study_name="shared", storage=storage).trials
     storage.remove_session()
     storage.engine.dispose()
-    retried = {
-        int(found.user_attrs[searches.RETRIES]) for found in trials if searches.RETRIES in found.user_attrs
-    }
+    retried = {int(found.user_attrs[RETRIES]) for found in trials if RETRIES in found.user_attrs}
     states = [found.state for found in trials if found.number not in retried]
     assert states == [TrialState.COMPLETE] * 6, "none is lost, none is one too many"
     assert len(retried) == 1
