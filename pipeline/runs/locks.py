@@ -1,7 +1,8 @@
-"""The lock of a run directory: one process writes to it at a time.
+"""The lock of a run directory: one process at a time writes there.
 
-The operating system holds it (`flock`), so that it is gone with its process, however that ended; the
-file only says whose it is.
+It is an `flock` (https://docs.python.org/3/library/fcntl.html). The operating system releases it when the
+process ends, also after a crash. So the existence of the file `.lock` means nothing; its text only names the
+process that took the lock last.
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ from pipeline.errors import BusyError
 
 NAME = ".lock"
 NOT_SUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+"""Errors of a file system that has no locks, such as some network file systems."""
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of a directory.
+    """Hold the lock of a directory in the `with` block.
 
     Raises:
-        ConfigError: Another process does; the message names it.
+        BusyError: Another process holds the lock; the message names it.
     """
+    # "a+" and not "w": the text of the process that holds the lock is needed for the message.
     with (directory / NAME).open("a+") as file:
         _lock(directory, file)
         file.truncate(0)
@@ -42,17 +45,23 @@ def locked(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def turn(path: Path) -> Iterator[None]:
-    """Wait for the turn to change a file that others change, too, and keep it meanwhile."""
+    """Hold the lock of a file in the `with` block, after waiting for other processes that hold it.
+
+    For a file that several processes read, change and write again: each must see the others' changes.
+
+    Args:
+        path: The file. The lock is on a file beside it, because writing replaces the file itself.
+    """
     with path.with_name(f".{path.name}.lock").open("a") as file:
         _flock(file, fcntl.LOCK_EX)
         yield
 
 
 def check_free(directory: Path) -> None:
-    """Check that no process holds the lock of a directory now.
+    """Check that no process holds the lock of a directory at this moment.
 
     Raises:
-        ConfigError: One does; the message names it.
+        BusyError: A process holds it; the message names it.
     """
     try:
         file = (directory / NAME).open("r")
@@ -76,7 +85,7 @@ def _lock(directory: Path, file: TextIO) -> None:
 
 
 def _flock(file: TextIO, operation: int) -> str | None:
-    """Lock a file; return why its file system cannot, if it cannot."""
+    """Lock a file; return the reason if its file system has no locks, otherwise `None`."""
     try:
         fcntl.flock(file, operation)
     except OSError as error:
