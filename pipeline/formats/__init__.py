@@ -1,1 +1,1 @@
-"""Export formats, one a module, each with `write` and `open` side by side."""
+"""Export formats: one module for each, with its `write` and its `open`."""

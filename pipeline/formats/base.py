@@ -4,8 +4,9 @@
     left_out = module.write(task, directory)       # ExportTask -> files in an empty directory
     signatures = module.open(directory, epoch=3)   # files -> functions of named arrays
 
-A format writes from the run's directory alone: the graph, an epoch's variables, the requests. It never needs
-the model's code. What else there is to know of a format stands in its row of `pipeline.config.formats`.
+A format writes from the run's directory alone: the graph, the checkpoint of an epoch, the requests. It never
+needs the model's code. The facts about a format, such as the names of its files, are in its row of
+`pipeline.config.formats`.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportTask:
-    """Epochs of a run that are to be exported, and everything that a format may need for it.
+    """The epochs of a run that are to be exported, and everything that a format needs to do it.
 
     Attributes:
         run: The run.
-        rows: The rows of the epochs; none for a rehearsal, which takes the variables before training.
+        rows: The rows of the epochs. A rehearsal has none; it exports the variables before training.
         options: See `pipeline.config.schema.Export`.
-        requests: Example inputs for every signature.
-        calibration: Returns requests made of training data, for a format that counts the ranges of values.
-            They cover the signatures whose inputs are arrays of the data, or carried state.
-        quantized_tolerance: How far a metric of a quantized export may be from the logged one.
-        left_out: By format, the signatures that a rehearsal found the format cannot hold, each with the
-            reason. A format that is not in it has to find out.
+        requests: Example requests to every signature.
+        calibration: Returns requests made of training data, on which int8 quantization measures the ranges of
+            values. They cover the signatures whose inputs are arrays of the data or carried state.
+        quantized_tolerance: Largest difference of a quantized export's metric from the logged one.
+        left_out: By format, the signatures that the format could not hold in a rehearsal, each with the
+            reason. A format that is not listed must try every signature.
     """
 
     run: RunDirectory
@@ -52,16 +53,29 @@ class ExportTask:
 
     @property
     def epochs(self) -> list[int]:
-        """The epochs' numbers."""
+        """The numbers of the epochs."""
         return [row.epoch for row in self.rows]
 
     def graph(self) -> Graph:
-        """Open the run's graph with the variables of the one epoch that is to be exported."""
+        """Return the run's graph with the variables of the only epoch of this task.
+
+        Raises:
+            DamagedError: The graph or the checkpoint is damaged.
+            UntrustedError: The graph has an operation that is not allowed.
+        """
         ((_, graph),) = self.graphs()
         return graph
 
     def graphs(self) -> Iterator[tuple[int, Graph]]:
-        """Yield each epoch with the run's graph, whose variables are then that epoch's."""
+        """Yield each epoch with the run's graph, whose variables have the values of that epoch.
+
+        It is one graph, to which the next epoch is assigned: use it before taking the next.
+
+        Raises:
+            DamagedError: The graph or a checkpoint is damaged.
+            UntrustedError: The graph has an operation that is not allowed.
+        """
+        # Here, and not above: formats that are not TensorFlow's are opened without importing it.
         from pipeline.graphs import checkpoints
 
         graph = checkpoints.open_graph(self.run.graph)
@@ -73,7 +87,7 @@ class ExportTask:
 
 
 class FormatModule(Protocol):
-    """The functions of a module of this package that is a format."""
+    """The functions that every module of a format has."""
 
     def write(self, task: ExportTask, directory: Path) -> Mapping[str, str]:
         """Write an export into an empty directory.
@@ -86,10 +100,11 @@ class FormatModule(Protocol):
         """
 
     def open(self, directory: Path, epoch: int) -> Mapping[str, Signature]:
-        """Open an export with nothing but its own files; return its signatures by name.
+        """Return the signatures of an export by name, from nothing but its own files.
 
         Raises:
             DamagedError: A file is missing or damaged.
+            UntrustedError: A graph has an operation that is not allowed.
         """
 
 

@@ -1,8 +1,10 @@
-"""`checkpoint`: the graph beside the variables of one epoch, as TensorFlow checkpoint files.
+"""`checkpoint`: the run's graph, and the checkpoints of some epochs beside it.
 
-graph/                     SavedModel: the signatures
-epoch-0003.index, .data-…  the variables (and the optimizer's) after epoch 3
-manifest.json              which epoch, which run
+    graph/                     SavedModel: the signatures
+    epoch-0003.index, .data-…  the variables of the model and of the optimizer after epoch 3
+    manifest.json              the epochs, the run, the checksums
+
+The files are copies of the run's own. So an export with the optimizer's variables can be trained on.
 """
 
 from __future__ import annotations
@@ -19,7 +21,11 @@ GRAPH = "graph"
 
 
 def write(task: ExportTask, directory: Path) -> Mapping[str, str]:
-    """Copy the graph and each epoch's checkpoint."""
+    """Copy the graph and the checkpoint of each epoch.
+
+    Raises:
+        DamagedError: A file of a checkpoint is missing or was changed.
+    """
     shutil.copytree(task.run.graph, directory / GRAPH)
     for row in task.rows:
         task.run.check_row(row)
@@ -29,10 +35,11 @@ def write(task: ExportTask, directory: Path) -> Mapping[str, str]:
 
 
 def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
-    """Load the graph and restore the checkpoint into it.
+    """Load the graph and assign the checkpoint of an epoch to its variables.
 
     Raises:
-        ConfigError: A file is missing or damaged.
+        DamagedError: A file is missing or damaged.
+        UntrustedError: The graph has an operation that is not allowed.
     """
     from pipeline.graphs import checkpoints
 

@@ -1,8 +1,10 @@
-"""Exporting: which epochs of a run, in which formats; rehearsed before the training, published after it.
+"""Exporting epochs of a run in several formats: a rehearsal before the training, the exports after it.
 
-task = task_of(run, rows, options, dataset, verify)
-known = rehearse(task)                          # before training: what each format leaves out
-export(replace(task, left_out=known))           # after training: RUN/export/<format>/<version>/
+    left_out = rehearse(task_of(run, [], options, dataset, verify))  # Before training.
+    task = task_of(run, rows, options, dataset, verify)
+    export(replace(task, left_out=left_out))  # After training: RUN/export/<format>/<version>/
+
+`left_out` has the signatures that a format cannot hold, so that `export` need not try them again.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from data.base import Dataset
 
 NUM_CALIBRATION = 8
-"""Requests made of training data, each of a batch, that ranges of values are counted on."""
+"""Number of requests, each of a batch of training data, on which ranges of values are measured."""
 
 log = logging.getLogger("pipeline")
 
@@ -44,20 +46,20 @@ log = logging.getLogger("pipeline")
 def rehearse(
     task: ExportTask, before_each: Callable[[], None] = lambda: None
 ) -> dict[str, Mapping[str, str]]:
-    """Write, open and check the untrained model in each format that is not a copy of the run's own graph.
+    """Export the untrained model in each chosen format that needs a conversion, and open the exports again.
 
-    A format that cannot hold the model is then known before any training.
+    So the user learns before hours of training that a format cannot hold the model.
 
     Args:
-        task: What is to be exported.
+        task: The task; its rows are not used.
         before_each: Called before each format; it may raise.
 
     Returns:
-        By format, the signatures that the format cannot hold, each with the reason: see
+        By format, the signatures that the format cannot hold, each with the reason, for
         `ExportTask.left_out`.
 
     Raises:
-        UnsupportedError: With every format that cannot hold the model, and why.
+        UnsupportedError: Some formats cannot hold the model; a sentence for each says why.
     """
     problems: list[str] = []
     left_out: dict[str, Mapping[str, str]] = {}
@@ -75,17 +77,22 @@ def rehearse(
 
 
 def export(task: ExportTask, before_each: Callable[[], None] = lambda: None) -> None:
-    """Export the epochs of a task in each chosen format; either every format is published, or none.
+    """Export the epochs of a task in each chosen format.
+
+    If one format fails, none gets a new version.
 
     Args:
-        task: What is to be exported.
+        task: The task.
         before_each: Called before each format; it may raise.
 
     Raises:
-        UnsupportedError: With every format that cannot hold the model, and why.
+        DamagedError: The graph or a checkpoint is damaged.
+        OSError: The disk does not take a file.
+        UnsupportedError: Some formats cannot hold the model; a sentence for each says why.
     """
     numbers = ", ".join(map(str, task.epochs))
     problems: list[str] = []
+    # Versions get their names when the stack is left without an exception: all of them, or none.
     with ExitStack() as versions:
         directories = []
         for name in tqdm(task.options.chosen, desc="export", unit="format", disable=None, leave=False):
@@ -103,10 +110,12 @@ def export(task: ExportTask, before_each: Callable[[], None] = lambda: None) -> 
 
 
 def _write(task: ExportTask, name: str, directory: Path) -> Mapping[str, str]:
-    """Write an export with its manifest; return the signatures that the format cannot hold.
+    """Write an export and its manifest; return the signatures that the format cannot hold, with reasons.
 
-    Where a rehearsal has not done so before, a converted export is opened, and must have a way to be
-    evaluated.
+    Unless a rehearsal has done so, a converted export is then opened, to see that it can be evaluated.
+
+    Raises:
+        UnsupportedError: The format cannot hold the model, or cannot be evaluated.
     """
     left_out = base.load(name).write(task, directory)
     quantization = task.options.quantization_of(FORMATS[name])
@@ -133,7 +142,14 @@ def _write(task: ExportTask, name: str, directory: Path) -> Mapping[str, str]:
 
 
 def record_answers(run: RunDirectory, rows: Sequence[Row]) -> None:
-    """Write what the run's graph answers with the variables of each epoch, where the training did not."""
+    """Write the answers of the run's graph for each epoch that has none yet.
+
+    Training writes answers only for the epochs that it exports.
+
+    Raises:
+        DamagedError: The graph, the requests or a checkpoint is damaged.
+        UntrustedError: The graph has an operation that is not allowed.
+    """
     missing = [row for row in rows if not run.answers(row.epoch).exists()]
     if missing:
         graph, requests = checkpoints.open_graph(run.graph), examples.read(run.requests)
@@ -145,7 +161,18 @@ def record_answers(run: RunDirectory, rows: Sequence[Row]) -> None:
 def task_of(
     run: RunDirectory, rows: Sequence[Row], options: Export, dataset: Dataset, verify: Verify
 ) -> ExportTask:
-    """Return the task of exporting the epochs of some rows of a run."""
+    """Return the task of exporting some epochs of a run.
+
+    Args:
+        run: The run.
+        rows: The rows of the epochs; none for a rehearsal.
+        options: The formats and their options.
+        dataset: The data set of the run, for the calibration.
+        verify: Has the tolerance for quantized exports.
+
+    Raises:
+        DamagedError: The requests are damaged.
+    """
     return ExportTask(
         run,
         sorted(rows, key=lambda row: row.epoch),
@@ -157,7 +184,11 @@ def task_of(
 
 
 def _calibration(run: RunDirectory, dataset: Dataset) -> list[Requests]:
-    """Return requests made of training data; state is carried from each to the next, from its beginning."""
+    """Return requests made of training data.
+
+    A request carries the state that the one before left behind, so that the ranges of the state are those
+    of real use, and not only those of its initial value.
+    """
     signatures = checkpoints.open_graph(run.graph).signatures
     known = {
         name: signature

@@ -1,8 +1,8 @@
-"""`keras`: the network as a `.keras` file, for whoever goes on with Keras.
+"""`keras`: the network as a `.keras` file, to go on with in Keras.
 
-It holds one signature: that whose inputs and outputs the model's network shares. The network's
-description was written with the run's graph; its variables are those of the epoch.
-See https://keras.io/guides/serialization_and_saving.
+The file holds the signatures whose inputs and outputs are those of the model's network. The architecture
+comes from `network.json`, which was written with the run's graph, and the variables from the checkpoint of
+the epoch. See https://keras.io/guides/serialization_and_saving.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from pipeline.graphs.signatures import Signature
 from pipeline.runs.directory import NETWORK
 
 MAX_FACTOR = 20
-"""How many times its size a file may unpack to."""
+"""Largest allowed ratio of the size of an archive's contents to the size of the archive."""
 
 
 def write(task: ExportTask, directory: Path) -> Mapping[str, str]:
-    """Make the network anew, give it the epoch's variables, and save it.
+    """Build the network from its description, assign the variables of the epoch, and save it.
 
     Raises:
-        ConfigError: The model has no Keras network.
+        UnsupportedError: The model has no Keras network, or the network computes none of its signatures.
     """
     import keras
 
@@ -50,17 +50,17 @@ def write(task: ExportTask, directory: Path) -> Mapping[str, str]:
             "export=keras needs a network whose inputs and outputs are named as a signature's. Received: "
             f"{sorted(tensor.name for tensor in network.inputs)} -> {sorted(network.output)}."
         )
-    with warnings.catch_warnings(action="ignore"):  # NumPy's, of how Keras uses it.
+    with warnings.catch_warnings(action="ignore"):  # NumPy warns of the way in which Keras calls it.
         network.save(directory / FORMATS["keras"].path)
     reason = "a Keras file holds one network"
     return {name: reason for name in graph.signatures if name not in held}
 
 
 def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
-    """Load the network and compile it.
+    """Load the network and trace it.
 
     Raises:
-        ConfigError: The file is missing or damaged.
+        DamagedError: The file is missing or damaged, or is much larger inside than outside.
     """
     import keras
     import tensorflow as tf
@@ -70,8 +70,9 @@ def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
     path = directory / FORMATS["keras"].path
     try:
         _check_size(path)
+        # `safe_mode` refuses lambdas, which are Python code; `compile` would restore a loss and an optimizer.
         network = keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # Whatever the damaged bytes lead the loader into.
+    except Exception as error:  # Damaged bytes may raise any type of exception in Keras' loader.
         raise DamagedError(f"{path} must be a whole Keras file. Loading it failed: {error}") from error
     specs = {tensor.name: tf.TensorSpec(tensor.shape, tensor.dtype, tensor.name) for tensor in network.inputs}
     function = tf.function(lambda **inputs: network(inputs), autograph=False)
@@ -80,10 +81,13 @@ def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
 
 
 def _check_size(path: Path) -> None:
-    """Check, before anything is unpacked, that the archive is no larger inside than its file lets expect.
+    """Check, before anything is unpacked, that an archive does not unpack to many times its size.
+
+    Keras does not compress the variables, which are most of a file. So a large ratio is a sign of a file
+    that was made to fill the memory or the disk.
 
     Raises:
-        ValueError: It is: Keras stores the variables, which are most of it, as they are.
+        ValueError: The ratio is larger than `MAX_FACTOR`.
     """
     with zipfile.ZipFile(path) as archive:
         size = sum(info.file_size for info in archive.infolist())
@@ -95,7 +99,7 @@ def _check_size(path: Path) -> None:
 
 
 def _names(network: Any, signatures: Mapping[str, Signature]) -> list[str]:
-    """Return the names of the signatures that the network computes."""
+    """Return the names of the signatures that have the inputs and the outputs of the network."""
     inputs = {tensor.name: tensor.dtype for tensor in network.inputs}
     return [
         name

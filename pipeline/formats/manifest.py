@@ -1,4 +1,4 @@
-"""The manifest of an export: what the export holds, and the SHA-256 of every file in it.
+"""The manifest of an export: its epochs, its signatures, and the SHA-256 of every file in it.
 
     manifest.json        Manifest, with its own checksum
     verification.json    the receipt, once the export is verified (`pipeline.verification.receipt`)
@@ -22,7 +22,7 @@ from pipeline.runs.files import write_text
 MANIFEST = "manifest.json"
 RECEIPT = "verification.json"
 FOLDERS = tuple(dict.fromkeys(row.facts for row in FORMATS.values()))
-"""Folders inside an export, one of which has the manifest and the receipt."""
+"""Folders inside an export that may have the manifest and the receipt, depending on the format."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Manifest:
         left_out: The model's other signatures, each with the reason.
         run: The run's directory when the export was written.
         quantization: See `pipeline.config.schema.Export`.
-        quantized_tolerance: See `pipeline.config.schema.Verify`; 0 where nothing is quantized.
+        quantized_tolerance: See `pipeline.config.schema.Verify`; 0 if the export is not quantized.
         files: SHA-256 of each file of the export, by its path in it.
         answers: SHA-256 of each file in the run's `checkpoints/` with the answers that the export must give.
     """
@@ -60,7 +60,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 
 
 def has_manifest(directory: Path) -> bool:
-    """Return whether a directory is an export."""
+    """Return whether a directory has the manifest of an export."""
     return any((directory / folder / MANIFEST).is_file() for folder in FOLDERS)
 
 
@@ -68,7 +68,7 @@ def read_manifest(directory: Path) -> Manifest:
     """Read the manifest of an export.
 
     Raises:
-        DamagedError: It is missing, was changed, or is none.
+        DamagedError: The manifest is missing, was changed, or lacks a key.
     """
     folder = next((one for one in FOLDERS if (directory / one / MANIFEST).is_file()), FOLDERS[-1])
     path = directory / folder / MANIFEST
@@ -82,10 +82,11 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def foreign_files(directory: Path, manifest: Manifest) -> Iterator[str]:
-    """Yield a sentence for each file that was not written with the export, but would be opened with it.
+    """Yield a sentence for each file that was put into an export after it was written.
 
-    Other programs may put files into `assets.extra`, such as the requests that TensorFlow Serving warms up
-    with.
+    A loader might open such a file, although no checksum covers it. Hidden files and those in `assets.extra`
+    are accepted: other programs write there, and no loader of ours reads them. TensorFlow Serving's warm-up
+    requests are an example (https://www.tensorflow.org/tfx/serving/saved_model_warmup).
     """
     facts = Path(FORMATS[manifest.format].facts)
     expected = {Path(name) for name in manifest.files} | {facts / MANIFEST, facts / RECEIPT}

@@ -1,12 +1,12 @@
-"""`meta_graph`: files of TF1's `Saver`, for programs that restore by tensor names.
+"""`meta_graph`: files of TF1's `Saver`, for programs that find tensors by their names.
 
-epoch-3.meta                                        the graph, with its signatures
-epoch-3.index, epoch-3.data-00000-of-00001          the variables after epoch 3
-checkpoint                                          which epochs there are, as `Saver` keeps it
-manifest.json, verification.json
+    epoch-3.meta                                  the graph, with its signatures
+    epoch-3.index, epoch-3.data-00000-of-00001    the variables after epoch 3
+    checkpoint                                    the list of checkpoints, as a `Saver` writes it
+    manifest.json, verification.json
 
-Tensors have the names that the model's `session_graph` gives them; a model without one has those of an
-input pipeline, as in the format `simple_save`. Every signature is there too, under `signature/<name>/`.
+The tensors have the names of the model's `session_graph`. If the model has none, they have those of an input
+pipeline, as in the format `simple_save`. In both cases every signature is there under `signature/<name>/`.
 See https://www.tensorflow.org/api_docs/python/tf/compat/v1/train/import_meta_graph.
 """
 
@@ -28,7 +28,12 @@ v1 = tf.compat.v1
 
 
 def write(task: ExportTask, directory: Path) -> Mapping[str, str]:
-    """Write the graph and the variables of each epoch."""
+    """Write the graph and the variables of each epoch.
+
+    Raises:
+        OSError: The disk does not take a file.
+        UnsupportedError: A TF1 graph cannot hold the model.
+    """
     prefixes = []
     for epoch, graph in task.graphs():
         prefixes.append(FORMATS["meta_graph"].path_of(epoch=epoch))
@@ -40,6 +45,7 @@ def write(task: ExportTask, directory: Path) -> Mapping[str, str]:
 def _write_epoch(graph: Graph, prefix: Path) -> None:
     built = sessions.build(graph, input_pipeline=False)
     with built.session as session, session.graph.as_default(), writing(prefix):
+        # The saver writes no meta graph itself: it would have no signatures, and the names of devices.
         saver = v1.train.Saver(v1.global_variables())
         saver.save(session, str(prefix), write_meta_graph=False, write_state=False)
         meta = saver.export_meta_graph(clear_devices=True)
@@ -49,10 +55,11 @@ def _write_epoch(graph: Graph, prefix: Path) -> None:
 
 
 def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
-    """Import the meta graph and restore the variables.
+    """Import the meta graph and restore the variables of an epoch.
 
     Raises:
-        ConfigError: A file is missing or damaged.
+        DamagedError: A file is missing or damaged.
+        UntrustedError: The graph has an operation that is not allowed.
     """
     prefix = directory / FORMATS["meta_graph"].path_of(epoch=epoch)
     meta = v1.MetaGraphDef()
@@ -67,5 +74,5 @@ def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
         return sessions.signatures_of(session, meta.signature_def)
     except RoundtripError:
         raise
-    except Exception as error:  # Whatever the damaged bytes lead the loader into.
+    except Exception as error:  # Damaged bytes may raise any type of exception in TensorFlow's loader.
         raise DamagedError(f"{prefix} must be whole. Restoring it failed: {error}") from error

@@ -1,8 +1,8 @@
 """`onnx`: an ONNX file for each signature, `model.onnx` for `serving_default`.
 
-Inputs and outputs keep their names, the batch size is free. ONNX has one name for one value, so that
-an output that is carried, such as `state_c`, is called `next_state_c`. The opset is `export.opset`.
-See https://onnx.ai/onnx/repo-docs/IR.html.
+Inputs and outputs keep their names, and the batch size is free. In ONNX an output cannot have the name of an
+input. So a carried output, such as `state_c`, gets the name `next_state_c` in the file, and its own name
+again in `open`. The opset is `export.opset`. See https://onnx.ai/onnx/repo-docs/IR.html.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ DTYPES = {"float": "float32", "double": "float64", "float16": "float16", "bool":
 
 
 def write(task: ExportTask, directory: Path) -> Mapping[str, str]:
-    """Convert each signature that ONNX can hold and ONNX Runtime can run, each into a file of its own.
+    """Write a file for each signature that ONNX can hold and that ONNX Runtime can run.
 
     Raises:
-        UnsupportedError: ONNX can hold none.
+        UnsupportedError: There is no such signature.
     """
     graph = task.graph()
     left_out = dict(task.left_out.get("onnx", {}))
@@ -46,7 +46,7 @@ def _path(directory: Path, name: str) -> Path:
 
 
 def _reason(name: str, signature: Signature, directory: Path, task: ExportTask) -> str | None:
-    """Write a signature's file, and run it; where that fails, return the reason and leave no file."""
+    """Write the file of a signature and run it; if that fails, remove the file and return the reason."""
     if reason := _name_taken(name, signature):
         return reason
     path = _path(directory, name)
@@ -57,7 +57,7 @@ def _reason(name: str, signature: Signature, directory: Path, task: ExportTask) 
 
 
 def _name_taken(name: str, signature: Signature) -> str | None:
-    """Return which name of a signature has another meaning in this format."""
+    """Return a sentence about a name of a signature that has another meaning in this format, if any."""
     if name == DEFAULT_STEM:
         return (
             f"{DEFAULT_STEM}.onnx is the file of {DEFAULT_SIGNATURE}; another name for the signature will do"
@@ -69,7 +69,7 @@ def _name_taken(name: str, signature: Signature) -> str | None:
 
 
 def _convert(signature: Signature, path: Path, opset: int) -> str | None:
-    """Write a signature as an ONNX file; return why that cannot be, or `None`."""
+    """Write a signature as an ONNX file; return the reason if ONNX cannot hold it, otherwise `None`."""
     specs = {**signature.inputs, **signature.outputs}
     if strings := [name for name, spec in specs.items() if spec.dtype == "string"]:
         return f"ONNX has no operations on strings, as {', '.join(strings)} would need"
@@ -90,17 +90,19 @@ def _convert(signature: Signature, path: Path, opset: int) -> str | None:
         with held_back_stderr(show_on_error=False):
             traced = tf.function(function, input_signature=inputs, autograph=False)
             model, _ = tf2onnx.convert.from_function(traced, input_signature=inputs, opset=opset)
+            # Objects of the converter write to the standard error when they are collected. They shall do so
+            # while it is held back.
             del traced
-            gc.collect()  # The converter's remains complain on the standard error when they are collected.
+            gc.collect()
         onnx.checker.check_model(model, full_check=True)
-    except Exception as error:  # Whatever the converter runs into.
+    except Exception as error:  # The converter may raise any type of exception.
         return f"ONNX cannot express it: {first_line(error)}"
     path.write_bytes(model.SerializeToString(deterministic=True))
     return None
 
 
 def _operations(signature: Signature) -> set[str]:
-    """Return the operations of a signature, and of the functions it calls."""
+    """Return the operations of a signature and of the functions that it calls."""
     function: Any = signature.call
     graph = function.graph.as_graph_def()
     bodies = [graph.node, *(function.node_def for function in graph.library.function)]
@@ -122,10 +124,10 @@ def _cannot_run(path: Path, request: Mapping[str, Any] | None) -> str | None:
 
 
 def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
-    """Load each file into ONNX Runtime.
+    """Load each file into ONNX Runtime, whatever the epoch: an export has only one.
 
     Raises:
-        ConfigError: A file is missing or damaged.
+        DamagedError: A file is damaged.
     """
     paths = sorted(directory.glob("*.onnx"))
     try:
@@ -141,10 +143,11 @@ def _signature(path: Path) -> Signature:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 3  # Errors only.
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     inputs = {node.name: _spec(node) for node in session.get_inputs()}
     outputs = {node.name: _spec(node) for node in session.get_outputs()}
+    # Names are looked up here, once: for a small model, that is a noticeable part of the time of a call.
     run, names = session.run, list(outputs)
     keys = [name.removeprefix(NEXT) if name.removeprefix(NEXT) in inputs else name for name in names]
 

@@ -1,7 +1,9 @@
-"""Opening exports: any format, files checked first, and a way to evaluate each.
+"""Opening an export of any format, after a check of its files; and evaluating it.
 
-manifest, signatures = open(directory, epoch=3)
-signatures["serving_default"].call(images=images)["class_id"]
+    manifest, signatures = open(directory, epoch=3)
+    signatures["serving_default"].call(images=images)["class_id"]
+
+Whether the export was verified is not asked here: `pipeline.predictor` does that.
 """
 
 from __future__ import annotations
@@ -21,11 +23,14 @@ if TYPE_CHECKING:
 
 
 def open(directory: Path, epoch: int) -> tuple[Manifest, Mapping[str, Signature]]:
-    """Open an export once its files are found to be those that were written; return its signatures.
+    """Return the manifest and the signatures of an export, if all of its files have the right checksums.
 
     Raises:
-        DamagedError: With each file that is missing, changed or foreign; or the export cannot be opened.
+        DamagedError: Files are missing, were changed or were added, with a sentence for each; or the export
+            cannot be opened.
+        UntrustedError: A graph has an operation that is not allowed.
     """
+    # The checksums come first: a loader is not to see a file that nobody of this project has written.
     manifest = read_manifest(directory)
     problems = [*checksums.problems(directory, manifest.files), *foreign_files(directory, manifest)]
     if problems:
@@ -36,16 +41,18 @@ def open(directory: Path, epoch: int) -> tuple[Manifest, Mapping[str, Signature]
 def evaluable(
     name: str, restored: Mapping[str, Signature], open_graph: Callable[[], Graph]
 ) -> Mapping[str, Signature]:
-    """Return the signatures of an export with an `evaluate`: its own, or one that scores its predictions.
+    """Return the signatures of an export, with an `evaluate` if it has none of its own.
+
+    That `evaluate` scores the export's predictions with the model's `score`.
 
     Args:
-        name: The format.
+        name: The name of the format, for the message.
         restored: The signatures of the export.
-        open_graph: Opens the run's graph, whose signatures and score stand in for those that the export
-            lacks.
+        open_graph: Returns the run's graph. It is called only if the export has no `evaluate`.
 
     Raises:
-        UnsupportedError: The export has no `evaluate`, and no prediction that could be scored.
+        UnsupportedError: The export has no `evaluate`; and it has no signature that predicts from arrays of
+            the data, or the model has no `score`.
     """
     if "evaluate" in restored:
         return restored
@@ -59,6 +66,7 @@ def evaluable(
             f"score: {'stated' if graph.score else 'not stated'}. Use export=saved_model."
         )
     signatures = {**restored, "evaluate": scored(restored[predict], graph.score, evaluate)}
+    # The initial state depends on the batch size alone, so the run's graph may give it.
     if evaluate.carried and "initial_state" not in signatures:
         signatures["initial_state"] = graph.signatures["initial_state"]
     return signatures

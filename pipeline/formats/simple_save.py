@@ -1,8 +1,8 @@
-"""`simple_save`: a TF1 SavedModel with its input pipeline inside.
+"""`simple_save`: a TF1 SavedModel that includes an input pipeline.
 
-Feed the placeholders `<array>_data_ph` and `batch_size_ph`, run `dataset_init`, then read outputs such as
-`logits:0` until OutOfRange: a batch each time. State that is carried from batch to batch is fed through
-`<state>_ph`. Every signature is there too, as in any SavedModel.
+Feed the placeholders `<array>_data_ph` and `batch_size_ph`, and run `dataset_init`. Then run outputs such as
+`logits:0`: each run reads a batch, until `OutOfRangeError`. Feed carried state to `<state>_ph` each time.
+The signatures are there too, as in any SavedModel.
 See https://www.tensorflow.org/api_docs/python/tf/compat/v1/saved_model/simple_save.
 """
 
@@ -22,7 +22,12 @@ v1 = tf.compat.v1
 
 
 def write(task: ExportTask, directory: Path) -> Mapping[str, str]:
-    """Write the graph, its input pipeline and the variables."""
+    """Write the graph, its input pipeline and the variables of the epoch.
+
+    Raises:
+        OSError: The disk does not take a file.
+        UnsupportedError: A TF1 graph cannot hold the model.
+    """
     ((_, graph),) = task.graphs()
     built = sessions.build(graph, input_pipeline=True)
     with built.session as session, session.graph.as_default(), writing(directory):
@@ -35,9 +40,10 @@ def write(task: ExportTask, directory: Path) -> Mapping[str, str]:
 
 
 def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
-    """Load the SavedModel; what it evaluates and predicts of a batch is read through the input pipeline.
+    """Load the SavedModel; `evaluate` and the signature that predicts read through its input pipeline.
 
     Raises:
-        ConfigError: A file is missing or damaged.
+        DamagedError: A file is missing or damaged.
+        UntrustedError: The graph has an operation that is not allowed.
     """
     return sessions.load(directory)

@@ -1,8 +1,9 @@
 """`tflite`: one LiteRT file with every signature that the runtime can run.
 
-The batch size is free. `export.quantization` stores float16 weights, or int8 weights and activations whose
-ranges are counted on training data; `evaluate` is then left out, since a quantized loss says nothing:
-the predictions are scored outside. See https://ai.google.dev/edge/litert.
+The batch size is free. With `export.quantization` the file has float16 weights, or int8 weights and
+activations, whose ranges are measured on training data. A quantized file leaves `evaluate` out, because the
+loss would be quantized, too, and of no use. Its predictions are scored by the run's graph instead.
+See https://ai.google.dev/edge/litert.
 """
 
 from __future__ import annotations
@@ -30,13 +31,10 @@ if TYPE_CHECKING:
 
 
 def write(task: ExportTask, directory: Path) -> Mapping[str, str]:
-    """Convert every signature that LiteRT can hold and run, all into one file.
-
-    The converter says of a file that it failed, not of which signature. So all are tried together first,
-    which is enough for most models; only where that fails is each tried alone.
+    """Write one file with every signature that LiteRT can hold and run.
 
     Raises:
-        UnsupportedError: LiteRT can hold none.
+        UnsupportedError: There is no such signature.
     """
     graph = task.graph()
     requests = task.calibration() if task.options.quantization == "int8" else []
@@ -47,6 +45,8 @@ def write(task: ExportTask, directory: Path) -> Mapping[str, str]:
         def convert(names: Sequence[str]) -> bytes:
             return _convert(folder, names, task.options, requests)
 
+        # The converter does not say which signature made it fail. So all are tried together first, which is
+        # enough for most models; only if that fails, each is tried alone.
         held = [name for name in graph.signatures if name not in left_out]
         if "tflite" not in task.left_out and (len(held) == 1 or _reason(convert, held, task.requests)):
             reasons = {name: _reason(convert, [name], task.requests) for name in held}
@@ -59,7 +59,7 @@ def write(task: ExportTask, directory: Path) -> Mapping[str, str]:
 
 
 def _save(graph: Graph, folder: str) -> None:
-    """Write the signatures as the SavedModel that the converter reads."""
+    """Write the signatures as a SavedModel, for the converter to read."""
     import tensorflow as tf
 
     module = tf.Module()
@@ -70,7 +70,7 @@ def _save(graph: Graph, folder: str) -> None:
 
 
 def _not_quantizable(graph: Graph, options: Export, requests: Sequence[Requests]) -> dict[str, str]:
-    """Return the signatures that quantization excludes, each with the reason."""
+    """Return the signatures that cannot be quantized, each with the reason."""
     if options.quantization == "none":
         return {}
     left_out = {"evaluate": "a quantized loss says nothing; its predictions are scored outside"}
@@ -84,7 +84,7 @@ def _not_quantizable(graph: Graph, options: Export, requests: Sequence[Requests]
 def _reason(
     convert: Callable[[Sequence[str]], bytes], names: Sequence[str], requests: Requests
 ) -> str | None:
-    """Return why signatures cannot be converted together and run, or `None` if they can."""
+    """Return the reason if some signatures cannot be converted into one file and run, otherwise `None`."""
     try:
         converted = convert(names)
     except Exception as error:  # The converter's errors share no type.
@@ -124,10 +124,10 @@ def _convert(folder: str, names: Sequence[str], options: Export, requests: Seque
 
 
 def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
-    """Load the file into the LiteRT interpreter.
+    """Load the file into the LiteRT interpreter, whatever the epoch: an export has only one.
 
     Raises:
-        ConfigError: The file is missing or damaged.
+        DamagedError: The file is missing or damaged.
     """
     path = directory / FORMATS["tflite"].path
     try:
@@ -146,7 +146,7 @@ def _interpreter(**arguments: Any) -> Any:
 
 
 def _signatures(interpreter: Any) -> dict[str, Signature]:
-    lock = threading.Lock()  # An interpreter has one set of tensors.
+    lock = threading.Lock()  # All signatures of an interpreter write to the same tensors.
     return {name: _signature(interpreter, name, lock) for name in interpreter.get_signature_list()}
 
 

@@ -1,1 +1,1 @@
-"""The run directory: its files, how they are written, locked and checked, and what they say of a run."""
+"""The run directory: its files, their locks and checksums, and the state of a run that they tell."""

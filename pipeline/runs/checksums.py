@@ -1,4 +1,7 @@
-"""Seals: JSON objects that carry the SHA-256 of what they say, and files held against theirs."""
+"""Checksums: JSON objects that contain their own SHA-256, and the SHA-256 of files.
+
+They detect a file that was damaged or edited. They do not detect a forger, who can compute a checksum, too.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,26 @@ from pathlib import Path
 from typing import Any
 
 SEAL = "sha256"
+"""The key of a JSON object's own checksum."""
 
 
 def seal(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an object with its seal; `unseal` undoes it."""
+    """Return an object with its checksum added under `sha256`; `unseal` is the inverse.
+
+    Raises:
+        ValueError: A number is infinite or not a number, which JSON cannot hold.
+    """
+    # Through JSON and back, because the checksum must be that of the object which a reader will get: tuples
+    # become lists, and keys become strings.
     plain = json.loads(json.dumps(facts, allow_nan=False))
     return {**plain, SEAL: _digest(plain)}
 
 
 def unseal(text: str) -> dict[str, Any]:
-    """Return the object that a JSON text holds.
+    """Return the object in a JSON text, without its checksum.
 
     Raises:
-        ValueError: It holds none, or not the one that was sealed.
+        ValueError: The text is not a JSON object, or the checksum is missing or wrong.
     """
     try:
         facts = json.loads(text)
@@ -35,6 +45,7 @@ def unseal(text: str) -> dict[str, Any]:
 
 
 def _digest(facts: Mapping[str, Any]) -> str:
+    # One text for one object, whatever its order of keys and its white space in the file.
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -46,28 +57,29 @@ def digest(path: Path) -> str:
 
 
 def digests(directory: Path, paths: Iterable[Path]) -> dict[str, str]:
-    """Return the digest of each file by its path relative to a directory."""
+    """Return the SHA-256 of each file by its path relative to a directory; what is no file is left out."""
     return {str(path.relative_to(directory)): digest(path) for path in sorted(paths) if path.is_file()}
 
 
 def problems(directory: Path, files: Mapping[str, str]) -> list[str]:
-    """Return a sentence for each file that is not as it was when its digest was taken.
+    """Return a sentence for each file that is missing or whose SHA-256 is another.
 
     Args:
-        directory: No file outside of it is opened.
-        files: Digests, as `digests` gives them.
+        directory: The directory of the files. No file outside of it is opened, whatever a path says.
+        files: The SHA-256 by path, as `digests` returns them.
     """
     found: list[str] = []
     for name, expected in files.items():
         try:
             found += _problem(directory, name, expected)
-        except (OSError, ValueError) as error:  # The name, too, may be anything.
+        except (OSError, ValueError) as error:  # ValueError: the path has a null character, for instance.
             found.append(f"{directory} must hold {name!r}. Reading it failed: {error}.")
     return found
 
 
 def _problem(directory: Path, name: str, expected: str) -> Iterator[str]:
     path = directory / name
+    # The list of files may come from a stranger: `../../` or a link must not lead out of the directory.
     if not path.resolve().is_relative_to(directory.resolve()):
         yield f"{path} must be inside of {directory}. It leads to {path.resolve()}."
     elif not path.is_file():

@@ -1,16 +1,16 @@
-"""A run directory: the paths of a run's files, and their order of writing, in which a crash loses nothing.
+"""A run directory: the paths of a run's files, and writing them in an order in which a crash loses nothing.
 
     run.json            configuration, versions, device, data, sizes, and the SHA-256 of the graph's files
-    metrics.jsonl       the log, a line per epoch, with the SHA-256 of its checkpoint
+    metrics.jsonl       the log: one line for each epoch, with the SHA-256 of its checkpoint's files
     checkpoints/        graph/ and epoch-0000, epoch-0001, ...; requests, and answers of exported epochs;
                         unfinished.json and step-00000007 while an epoch is unfinished
     export/             <format>/<version>/
     verification.json   the receipt
     report.html         the page
     tensorboard/        event files
-    .lock               which process writes here
+    .lock               the process that writes here
 
-JSON objects carry their own checksum (`pipeline.runs.checksums`), so that a changed file is noticed.
+JSON objects contain their own checksum (`pipeline.runs.checksums`), so that a changed file is noticed.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from pipeline.runs.files import naming, remove_leftovers, staged, sync, write_te
 from pipeline.runs.log import Row, from_line, to_line
 
 WRITTEN = ("checkpoints", "export", "metrics.jsonl", "run.json")
-"""Files that only a run writes: where one of them is, a run has been."""
+"""Files and folders that only a run writes: a directory that has one of them has been used for a run."""
 
 BEGINNING = re.compile(r"graph|network\.json|requests\.npz|epoch-0000\..*|\..*\.staging")
-"""Names in `checkpoints/` that a run has written before the first line of its log."""
+"""Names in `checkpoints/` of the files that a run writes before the first line of its log."""
 
 REQUIRED_FACTS: Mapping[str, type] = {
     "seed": int,
@@ -47,25 +47,28 @@ REQUIRED_FACTS: Mapping[str, type] = {
     "overrides": list,
     "files": dict,
 }
-"""Keys of `run.json` without which no command can come back to the run, each with its type."""
+"""Keys of `run.json` that later commands need, each with the type of its value."""
 
 NETWORK = "network.json"
-"""The file beside the graph that describes the Keras network, where the model has one."""
+"""The file beside the graph that describes the model's Keras network, if it has one."""
 
 INDEX, DATA = ".index", ".data-00000-of-00001"
 """Suffixes of a checkpoint's files."""
 
 PATTERN_CHARACTERS = frozenset("*?[\\")
-"""Characters that TensorFlow's file system reads as a pattern."""
+"""Characters in a path that TensorFlow takes for a pattern of several paths."""
 
 
 @dataclass(frozen=True)
 class RunDirectory:
     """The paths and files of one run.
 
-    run = RunDirectory(Path("outputs/2026-11-25/12-00-00-gru-saved_model"))
-    run.read_rows()[-1].test["loss"]
-    run.newest_export("onnx")
+        run = RunDirectory(Path("outputs/2026-11-25/12-00-00-gru-saved_model"))
+        run.read_rows()[-1].test["loss"]
+        run.newest_export("onnx")
+
+    Attributes:
+        path: The directory, which need not exist.
     """
 
     path: Path
@@ -82,34 +85,36 @@ class RunDirectory:
 
     @property
     def verification(self) -> Path:
-        """The receipt."""
+        """The path of the run's receipt."""
         return self.path / "verification.json"
 
     @property
     def report(self) -> Path:
-        """The page."""
+        """The path of the run's page."""
         return self.path / "report.html"
 
     @property
     def requests(self) -> Path:
-        """Example inputs for every signature, to which answers are recorded."""
+        """The path of the example requests to every signature."""
         return self.path / "checkpoints" / "requests.npz"
 
     def answers(self, epoch: int) -> Path:
-        """Return the path of what the trained model answered after an epoch."""
+        """Return the path of the trained model's answers to the requests after an epoch."""
         return self.path / "checkpoints" / f"answers-{epoch:04d}.npz"
 
     @property
     def log(self) -> Path:
-        """The log."""
+        """The path of the log."""
         return self.path / "metrics.jsonl"
 
     def check_usable(self) -> None:
-        """Check that a run can start, or go on, here, and that TensorFlow can write here.
+        """Check that a run can start or go on in this directory.
 
         Raises:
-            ConfigError: There is something that no run wrote, or that one did which cannot go on; another
-                process is writing here; or TensorFlow would take the path for a pattern of paths.
+            BusyError: Another process writes to the directory.
+            ConfigError: The directory has files of something else, or of a run without a log; or TensorFlow
+                would take its path for a pattern of paths.
+            DamagedError: The log cannot be read.
         """
         self._check_path("hydra.run.dir")
         if not self.read_lines() and (found := list(self._found())):
@@ -121,7 +126,11 @@ class RunDirectory:
         locks.check_free(self.path / locks.NAME, locks.ONE_RUN)
 
     def _found(self) -> Iterator[str]:
-        """Yield names of files that no run wrote, or that a run wrote after its first line."""
+        """Yield the names of files that a new run would overwrite and that are not known to be leftovers.
+
+        A run that ended before the first line of its log leaves files behind that are worth nothing. They are
+        recognized by their names, and by the lock file that every run makes first.
+        """
         was_claimed = (self.path / locks.NAME).exists()
         for name in WRITTEN:
             path = self.path / name
@@ -137,12 +146,14 @@ class RunDirectory:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Take the directory for a run; of two processes that try, one succeeds.
+        """Hold the directory for a run in the `with` block; of two processes that try, one succeeds.
 
-        The files of a run that logged no epoch are removed, before and afterwards.
+        The files of a run that logged no epoch are removed, before and after.
 
         Raises:
+            BusyError: See `check_usable`.
             ConfigError: See `check_usable`.
+            DamagedError: See `check_usable`.
         """
         self.check_usable()
         self.path.mkdir(parents=True, exist_ok=True)
@@ -163,18 +174,23 @@ class RunDirectory:
             (self.path / "run.json").unlink(missing_ok=True)
 
     def checkpoint(self, epoch: int) -> Path:
-        """Return the prefix of the checkpoint after an epoch."""
+        """Return the path of the checkpoint after an epoch, without the suffixes of its files."""
         return self.path / "checkpoints" / f"epoch-{epoch:04d}"
 
     def write_facts(self, facts: Mapping[str, Any]) -> None:
-        """Write `run.json`, sealed."""
+        """Write `run.json` with its checksum.
+
+        Raises:
+            OSError: The disk does not take the file.
+        """
         write_text(self.path / "run.json", json.dumps(checksums.seal(facts), indent=2) + "\n")
 
     def read_facts(self) -> dict[str, Any]:
-        """Read `run.json`.
+        """Return the content of `run.json`.
 
         Raises:
-            ConfigError: This is no run directory, or the file is damaged.
+            ConfigError: The directory has no `run.json`, so it is not a run directory.
+            DamagedError: The file was changed, or lacks a key.
         """
         path = self.path / "run.json"
         self._check_path("run_dir")
@@ -195,29 +211,34 @@ class RunDirectory:
         return facts
 
     def shared_files(self) -> dict[str, str]:
-        """Return the digests of the files that every epoch needs: the graph and what belongs to it."""
+        """Return the SHA-256 of the files that all epochs share: the graph, `network.json`, the requests."""
         folder = self.graph.parent
         return checksums.digests(self.path, [*self.graph.rglob("*"), folder / NETWORK, self.requests])
 
     def append_row(self, row: Row) -> None:
-        """Append a line to the log; once this returns, no crash loses it."""
+        """Append a row to the log; after the return, the line survives a crash of the machine.
+
+        Raises:
+            OSError: The disk does not take the line.
+        """
         is_new = not self.log.exists()
         with naming(self.log), self.log.open("a") as file:
             file.write(to_line(row))
             file.flush()
             os.fsync(file.fileno())
-        if is_new:
+        if is_new:  # The name of a new file is in its directory, which must reach the disk, too.
             sync(self.path)
 
     def rewrite_rows(self, rows: Sequence[Row]) -> None:
-        """Replace the log."""
+        """Replace all rows of the log."""
         write_text(self.log, "".join(map(to_line, rows)))
 
     def read_rows(self) -> list[Row]:
-        """Read the log. A last line that a crash cut short is left out.
+        """Return the rows of the log, without a last line that a crash cut short.
 
         Raises:
-            ConfigError: There is no log, or a line of it is damaged.
+            ConfigError: There is no log, or it has no whole line.
+            DamagedError: The log cannot be read, or a line is damaged.
         """
         lines = self.read_lines()
         if not lines:
@@ -228,9 +249,10 @@ class RunDirectory:
         """Return the whole lines of the log; none if there is no log.
 
         Raises:
-            ConfigError: It cannot be read.
+            DamagedError: The log cannot be read.
         """
         try:
+            # Whatever follows the last line feed is a line that a crash cut short, or empty.
             *lines, _ = self.log.read_bytes().split(b"\n")
         except FileNotFoundError:
             return []
@@ -239,10 +261,14 @@ class RunDirectory:
         return [line.decode(errors="replace") for line in lines]
 
     def parse_row(self, epoch: int, line: str) -> Row:
-        """Return a line of the log as a row.
+        """Return the row in a line of the log.
+
+        Args:
+            epoch: The epoch that the line must have: the row of epoch e is line e of the log, from 0.
+            line: The line.
 
         Raises:
-            ConfigError: It is not what this project writes as the line of that epoch.
+            DamagedError: The line is not the row of that epoch, or its checksum is wrong.
         """
         expected = str(self.checkpoint(epoch).relative_to(self.path))
         try:
@@ -257,10 +283,10 @@ class RunDirectory:
         return row
 
     def check_row(self, row: Row) -> None:
-        """Check that the files of an epoch's checkpoint are those that were written.
+        """Check the checksums of the files of an epoch's checkpoint.
 
         Raises:
-            ConfigError: With each that is not.
+            DamagedError: A file is missing or was changed; or the row has no checksums of the files.
         """
         prefix = self.checkpoint(row.epoch)
         if set(row.files) != {prefix.name + suffix for suffix in (INDEX, DATA)}:
@@ -272,23 +298,23 @@ class RunDirectory:
             raise DamagedError(*[f"Epoch {row.epoch}: {problem}" for problem in problems])
 
     def newest_export(self, format: str) -> Path | None:
-        """Return the newest version of an export, if there is one."""
+        """Return the directory of the newest export in a format, or `None` without one."""
         versions = self._versions(format)
         return versions[-1] if versions else None
 
     @contextmanager
     def new_version(self, format: str) -> Iterator[tuple[Path, Path]]:
-        """Give the directory of a new version of an export, and an empty directory to write its files to.
+        """Yield the directory of a new version of an export, and an empty directory for its files.
 
-        At the end the files are synced, and the directory is renamed: a version that is there is whole. After
-        an exception nothing is left. The name of a version is the Unix time in seconds, or the newest
-        version's plus one where that is later.
+        At the end of the `with` block the files are synced, and their directory gets the name of the version.
+        So every version is whole. After an exception there is no new version.
 
         Args:
             format: Name of the format.
         """
         parent = self.path / "export" / format
         versions = self._versions(format)
+        # TensorFlow Serving loads the largest number, so it must grow even if the clock is set back.
         version = max(int(time.time()), int(versions[-1].name) + 1 if versions else 0)
         with staged(parent / str(version)) as staging:
             staging.mkdir(parents=True)

@@ -21,15 +21,15 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the log: the metrics after an epoch, and the checkpoint that holds its weights.
+    """A line of the log: the metrics after an epoch, and its checkpoint.
 
     Attributes:
-        epoch: Epochs trained; 0 is before the first step.
-        step: Optimizer steps taken.
-        train: Mean of the training batches' losses over the epoch; `None` for epoch 0.
+        epoch: Number of epochs trained; 0 is before the first step.
+        step: Number of optimizer steps taken since the beginning of the run.
+        train: The metric `loss`: the mean of the losses of the epoch's steps; `None` for epoch 0.
         test: Metrics of the held-out split.
-        checkpoint: Path of the checkpoint, relative to the run directory, without its suffix.
-        files: SHA-256 of each of its files, by their names in `checkpoints/`.
+        checkpoint: Path of the checkpoint, relative to the run directory, without the suffixes of its files.
+        files: SHA-256 of each file of the checkpoint, by the file's name in `checkpoints/`.
     """
 
     epoch: int
@@ -41,19 +41,20 @@ class Row:
 
 
 def to_line(row: Row) -> str:
-    """Return a row as a line, its end included; floats keep all of their digits."""
+    """Return a row as a line, with the line feed; floats keep all of their bits."""
     return json.dumps(checksums.seal(asdict(row))) + "\n"
 
 
 def from_line(line: str) -> Row:
-    """Return the row that a line holds.
+    """Return the row in a line.
 
     Raises:
-        ValueError, TypeError, AttributeError: The line is no row, or was changed after it was written.
+        ValueError, TypeError, AttributeError: The line is not a row, or its checksum is wrong.
     """
     row = Row(**checksums.unseal(line))
     if not isinstance(row.files, dict):
         raise ValueError(f"digests {row.files}")
+    # Training stops at a loss that is not finite, so a row cannot have one.
     numbers = [*row.test.values(), *(row.train or {}).values()]
     if not all(isinstance(number, float) and math.isfinite(number) for number in numbers):
         raise ValueError(f"metrics that are no finite numbers: {numbers}")

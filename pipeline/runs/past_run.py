@@ -1,4 +1,4 @@
-"""What a run recorded of itself, as the commands that come back to it need it."""
+"""Reading a run for a later command, such as `pipeline.evaluate`, without trusting its files."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ TRUSTED = ("data",)
 
 @dataclass(frozen=True)
 class Recorded:
-    """A run, and what a later command gives instead of what it recorded.
+    """A run and its configuration, in which a later command may have replaced some keys.
 
     Attributes:
         run: The run's directory.
-        facts: Its `run.json`.
-        rows: Its log.
-        source: Its data source, constructed.
-        verify: See `Verify`.
-        best: See `Best`.
+        facts: The content of `run.json`.
+        rows: The rows of the log.
+        source: The data source, constructed.
+        verify: See `pipeline.config.schema.Verify`.
+        best: See `pipeline.config.schema.Best`.
         kept: The epochs whose checkpoints are kept.
-        trust: Packages and operations that are trusted besides.
+        trust: Further packages and operations that the user trusts.
     """
 
     run: RunDirectory
@@ -49,12 +49,12 @@ class Recorded:
 
     @property
     def seed(self) -> int:
-        """The seed that the run was given."""
+        """The seed of the run."""
         return int(self.facts["seed"])
 
     @property
     def deterministic(self) -> bool:
-        """Whether its operations were."""
+        """Whether the run was trained with deterministic operations."""
         return bool(self.facts["config"]["train"]["deterministic"])
 
 
@@ -66,20 +66,21 @@ def read(
     best: Mapping[str, Any] | None = None,
     trust: Sequence[str] = (),
 ) -> Recorded:
-    """Read what a run recorded, and check what is given instead.
+    """Read a run, and replace keys of its configuration.
 
-    The run is not trusted: its files are held against their digests, and of the classes that it names only
-    those of `data` are imported.
+    The run is not trusted: the checksums of its files are checked, and a class that it names is imported
+    only from the package `data` or from a package in `trust`.
 
     Args:
         run_dir: The run's directory.
-        data: Replaces keys of the recorded section.
-        verify: The same.
-        best: The same.
-        trust: Further packages whose classes may be imported, and operations that its graph may have.
+        data: Keys that replace those of the recorded section `data`.
+        verify: Keys that replace those of the recorded section `verify`.
+        best: Keys that replace those of the recorded section `best`.
+        trust: Further packages whose classes may be imported, and operations that the graph may have.
 
     Raises:
-        ConfigError: This is no run directory, the log or the graph is damaged, or a section does not hold.
+        ConfigError: The directory has no run or no logged epoch, or a key does not fit its section.
+        DamagedError: `run.json`, the log or the graph is damaged.
     """
     run = RunDirectory(run_dir)
     facts = run.read_facts()
@@ -90,12 +91,14 @@ def read(
     problems: list[str] = []
     bound_verify = binding.bind(Verify, {**sections["verify"], **verify}, "verify.", problems)
     bound_best = binding.bind(Best, {**sections["best"], **(best or {})}, "best.", problems)
-    # What the run itself kept is a matter of its own `best`.
+    # Which checkpoints the run has kept depends on its own `best`, not on the one that is given now.
     bound_train = binding.bind(Train, sections["train"], "train.", problems)
     own_best = binding.bind(Best, sections["best"], "best.", problems)
     values = {**sections["data"], **data}
     if "download" in values and not {"download", "url"} & data.keys():
-        values["download"] = False  # From where, and to where, the run would say.
+        # The run would decide from where to download, and to which folder.
+        values["download"] = False
+    # A class that the user names now is the user's choice. One that the run names may be a stranger's.
     if "_target_" not in data:
         problems += _untrusted(values, [*TRUSTED, *trust])
     if problems:
@@ -110,7 +113,7 @@ def read(
 
 
 def _untrusted(values: Mapping[str, Any], trusted: Sequence[str]) -> Iterator[str]:
-    """Yield what is wrong with the class that a recorded section names."""
+    """Yield a sentence if a recorded section names a class of a package that is not trusted."""
     target = str(values.get("_target_"))
     if not any(target.startswith(f"{package}.") for package in trusted):
         package = target.partition(".")[0]
@@ -121,5 +124,5 @@ def _untrusted(values: Mapping[str, Any], trusted: Sequence[str]) -> Iterator[st
 
 
 def given(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of a section that have a value."""
+    """Return the keys of a section whose value is not `None`, with their values."""
     return {key: value for key, value in section.items() if value is not None}

@@ -1,4 +1,8 @@
-"""Which epochs are trained, kept and exported: functions of the log alone, so that none of it is saved."""
+"""Which epochs are trained, kept and exported.
+
+These are functions of the log and the configuration. Nothing else is saved for them, so a run that goes on
+decides as if it had not been stopped.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +21,11 @@ def select_rows(rows: Sequence[Row], epochs: Any, best: Best, kept: set[int] | N
     Args:
         rows: The log: at least one row, that of epoch e at position e.
         epochs: `all`, `last`, `best`, an epoch, or a list of epochs.
-        best: What makes an epoch the best; of equals, the first.
-        kept: The epochs whose checkpoints are kept; `None` is all. `all` means these.
+        best: The metric and the direction that decide which epoch is the best; of equals, the first.
+        kept: The epochs whose checkpoints are kept; `None` if all are. `epochs="all"` means these.
 
     Raises:
-        ConfigError: An epoch is not in the log or not kept, or `epochs` is none of these.
+        ConfigError: An epoch is not in the log or not kept, or `epochs` is nothing of the above.
     """
     held = set(range(len(rows))) if kept is None else kept
     if epochs == "all":
@@ -53,7 +57,7 @@ def _cost(row: Row, best: Best) -> float:
 
 @dataclass(frozen=True)
 class Policy:
-    """How long is trained, and what is kept of it.
+    """Decides how long a run trains, and which checkpoints it keeps.
 
     Attributes:
         train: The section `train`.
@@ -66,14 +70,14 @@ class Policy:
     exported: Any
 
     def is_complete(self, rows: Sequence[Row]) -> bool:
-        """Return whether no epoch is to follow those of a log: all were trained, or it no longer improves."""
+        """Return whether a log is complete: it has all epochs, or early stopping ends it."""
         if rows[-1].epoch >= self.train.epochs:
             return True
         stopping = self.train.early_stopping
         return stopping.patience is not None and self._num_stale(rows) >= stopping.patience
 
     def _num_stale(self, rows: Sequence[Row]) -> int:
-        """Return how many epochs have passed since one was better than all before it by `min_delta`."""
+        """Return the number of epochs since the last improvement by more than `min_delta`."""
         lowest, since = _cost(rows[0], self.best), 0
         for row in rows[1:]:
             if _cost(row, self.best) < lowest - self.train.early_stopping.min_delta:
@@ -83,7 +87,10 @@ class Policy:
         return since
 
     def kept(self, rows: Sequence[Row]) -> set[int]:
-        """Return the epochs of a log whose checkpoints are kept."""
+        """Return the epochs of a log whose checkpoints are kept.
+
+        The last is always among them, because a run goes on from there.
+        """
         if self.train.keep == "all":
             return {row.epoch for row in rows}
         num_last = 1 if self.train.keep == "best" else self.train.keep

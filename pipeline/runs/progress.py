@@ -1,4 +1,4 @@
-"""How far a run is: its log as far as it is whole, and the epoch that was stopped in good order."""
+"""How far a run is: its epochs with whole checkpoints, and an epoch that was stopped between two steps."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Unfinished:
 
     Attributes:
         epoch: The epoch.
-        num_steps: Steps taken of it.
-        checkpoint: Name of the checkpoint, in `checkpoints/`, of the variables, the losses of the epoch's
-            steps and the state that is carried to the next.
-        files: SHA-256 of each of its files.
+        num_steps: Number of its steps that were taken.
+        checkpoint: Name of the checkpoint in `checkpoints/`. It has the variables, the losses of the steps
+            that were taken, and the carried state.
+        files: SHA-256 of each file of the checkpoint, by the file's name.
     """
 
     epoch: int
@@ -41,8 +41,8 @@ class Progress:
     """How far a run is.
 
     Attributes:
-        rows: Its log, up to an epoch whose checkpoint is whole; empty for a new run.
-        unfinished: The epoch after that, if it was begun and stopped in good order.
+        rows: The log up to the last epoch whose checkpoint is whole; empty for a new run.
+        unfinished: The epoch after that, if it was stopped between two steps.
     """
 
     rows: Sequence[Row] = ()
@@ -50,22 +50,27 @@ class Progress:
 
 
 def path_of_unfinished(run: RunDirectory) -> Path:
-    """Return the path of what is said of an unfinished epoch."""
+    """Return the path of the file that describes an unfinished epoch."""
     return run.graph.with_name("unfinished.json")
 
 
 def write_unfinished(run: RunDirectory, unfinished: Unfinished) -> None:
-    """Say that an epoch is unfinished; its checkpoint is there already."""
+    """Write the description of an unfinished epoch, after its checkpoint.
+
+    Raises:
+        OSError: The disk does not take the file.
+    """
     write_text(path_of_unfinished(run), json.dumps(checksums.seal(asdict(unfinished)), indent=2) + "\n")
 
 
 def find(run: RunDirectory) -> Progress:
-    """Return how far a run is; what follows the newest epoch that is whole is dropped, and that is said.
+    """Return how far a run is, and remove the rows after the last epoch whose checkpoint is whole.
 
-    A log of which more is dropped than a last line that was cut short is kept as `metrics.jsonl.damaged`.
+    If a whole line is removed, a warning is logged, and the log as it was is kept as `metrics.jsonl.damaged`.
 
     Raises:
-        ConfigError: No epoch is whole, or what all of them need is not.
+        ConfigError: There is a log but no `run.json`.
+        DamagedError: No epoch has a whole checkpoint; or `run.json`, the graph or the requests are damaged.
     """
     lines = run.read_lines()
     if not lines:
@@ -80,6 +85,7 @@ def find(run: RunDirectory) -> Progress:
         except DamagedError as error:
             problems += error.problems
             break
+    # Checkpoints of older epochs may have been removed on purpose, so only the last row needs one.
     while rows:
         try:
             run.check_row(rows[-1])
@@ -96,14 +102,15 @@ def find(run: RunDirectory) -> Progress:
         log.warning(
             "going on from epoch %d: %s The log as it was: %s", rows[-1].epoch, " ".join(problems), damaged
         )
+        # These epochs will be trained again. Their answers would be those of other weights.
         for epoch in range(len(rows), len(lines)):
             run.answers(epoch).unlink(missing_ok=True)
-    run.rewrite_rows(rows)  # Without a last line that was cut short, too.
+    run.rewrite_rows(rows)  # This also removes a last line that a crash cut short.
     return Progress(rows, _unfinished(run, rows[-1].epoch + 1))
 
 
 def _unfinished(run: RunDirectory, epoch: int) -> Unfinished | None:
-    """Return what there is of an epoch, if it is whole."""
+    """Return the unfinished epoch if it is this one and its checkpoint is whole, otherwise `None`."""
     path = path_of_unfinished(run)
     try:
         found = Unfinished(**checksums.unseal(path.read_text()))
