@@ -39,7 +39,7 @@ class Mnist:
     Files that are there already may hold any other images and labels, such as Fashion-MNIST.
 
     Args:
-        dir: Folder of the IDX files.
+        dir: Folder of the IDX files; `load` looks there before it downloads.
         batch_size: Rows in a batch.
         download: Whether to download missing files.
         url: Folder to download from.

@@ -25,7 +25,7 @@ class Schedule:
         learning_rate: The rate after the warm-up.
         schedule: `constant`, or `cosine` (Loshchilov & Hutter, 2017, arXiv:1608.03983), which ends at the
             last step.
-        warmup_steps: Steps of the warm-up; 0 is no warm-up.
+        warmup_steps: Steps of the warm-up, which is linear; 0 is no warm-up.
         final_fraction: The end of the cosine, as a fraction of `learning_rate`.
     """
 
