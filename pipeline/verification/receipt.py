@@ -172,7 +172,8 @@ class Receipt:
     def match(self) -> bool:
         """Whether every epoch matches, and the newest export of every format; older exports are history."""
         newest = {export.format: export for export in sorted(self.exports, key=Receipt._version)}
-        return all(found.match for found in self.epochs) and all(export.match for export in newest.values())
+        results = [found.match for found in self.epochs] + [export.match for export in newest.values()]
+        return bool(results) and all(results)
 
     @property
     def verdict(self) -> str:

@@ -14,7 +14,7 @@ from models.base import ArraySpec
 from pipeline.config import binding, checks
 from pipeline.config.dataset_checks import check_batch, load
 from pipeline.config.formats import FORMATS
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataSetError
 
 VALUES: dict[str, Any] = {
     "model": {"_target_": "models.gru.GRUClassifier", "units": 3},
@@ -242,7 +242,7 @@ class Failing:
 
 
 def test_data_that_cannot_be_loaded_is_a_configuration_error() -> None:
-    with pytest.raises(ConfigError, match="It is Monday"):
+    with pytest.raises(DataSetError, match="It is Monday"):
         load(Failing())
 
 
@@ -286,19 +286,19 @@ def test_a_batch_that_fits_is_accepted(images: Any) -> None:
     ],
 )
 def test_a_batch_that_does_not_fit_is_refused(arrays: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(DataSetError, match=message):
         check_batch(Labelled(), dataset(**arrays))
 
 
 def test_a_model_may_refuse_the_metadata() -> None:
     broken = dataclasses.replace(dataset(), metadata={"broken": True})
-    with pytest.raises(ConfigError, match="There must be no broken data"):
+    with pytest.raises(DataSetError, match="There must be no broken data"):
         check_batch(Labelled(), broken)
 
 
 def test_a_home_that_does_not_exist_is_a_path_like_any_other() -> None:
     values = changed(data__path="~nobody-of-that-name/text.txt")
-    with pytest.raises(ConfigError, match="No such file"):
+    with pytest.raises(DataSetError, match="No such file"):
         load(checks.check(values).data)
 
 

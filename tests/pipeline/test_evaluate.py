@@ -14,7 +14,7 @@ import tensorflow as tf
 from omegaconf import OmegaConf
 
 from pipeline import ledger as ledgers
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DamagedError, RoundtripError
 from pipeline.evaluate import check, evaluate
 from pipeline.graphs import checkpoints
 from pipeline.ledger import Ledger, Trial
@@ -220,57 +220,57 @@ class TestRefused:
         kernel = reader.get_tensor(checkpoints.variable_key("weights", FORWARD)).tobytes()
         content[bytes(content).index(kernel)] ^= 1
         data.write_bytes(content)
-        with pytest.raises(ConfigError, match=r"Epoch 1: .*epoch-0001.data.* must have the SHA-256"):
+        with pytest.raises(RoundtripError, match=r"Epoch 1: .*epoch-0001.data.* must have the SHA-256"):
             run_evaluate(gru_run)
 
     @pytest.mark.parametrize("suffix", [".index", ".data-00000-of-00001"])
     def test_a_truncated_or_missing_file(self, gru_run: Path, suffix: str) -> None:
         file = gru_run / "checkpoints" / f"epoch-0001{suffix}"
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-        with pytest.raises(ConfigError, match=f"Epoch 1: .*epoch-0001{suffix} must have the SHA-256"):
+        with pytest.raises(RoundtripError, match=f"Epoch 1: .*epoch-0001{suffix} must have the SHA-256"):
             run_evaluate(gru_run)
         file.unlink()
-        with pytest.raises(ConfigError, match=f"epoch-0001{suffix} must be there. It is missing"):
+        with pytest.raises(RoundtripError, match=f"epoch-0001{suffix} must be there. It is missing"):
             run_evaluate(gru_run)
 
     def test_a_missing_variable(self, gru_run: Path) -> None:
         rewrite_checkpoint(gru_run, 1, lambda values: values.pop(FORWARD))
-        with pytest.raises(ConfigError, match=f"epoch-0001 must hold the variable '{FORWARD}'"):
+        with pytest.raises(RoundtripError, match=f"epoch-0001 must hold the variable '{FORWARD}'"):
             run_evaluate(gru_run)
 
     def test_a_variable_of_another_shape(self, gru_run: Path) -> None:
         rewrite_checkpoint(gru_run, 1, lambda values: values.update({FORWARD: np.zeros((2, 3))}))
-        with pytest.raises(ConfigError, match=rf"hold '{FORWARD}' as \[30, 30\]. Received: \[2, 3\]"):
+        with pytest.raises(RoundtripError, match=rf"hold '{FORWARD}' as \[30, 30\]. Received: \[2, 3\]"):
             run_evaluate(gru_run)
 
     def test_a_damaged_graph(self, gru_run: Path) -> None:
         (gru_run / "checkpoints" / "graph" / "saved_model.pb").write_bytes(b"not a graph")
-        with pytest.raises(ConfigError, match="saved_model.pb must have the SHA-256"):
+        with pytest.raises(DamagedError, match="saved_model.pb must have the SHA-256"):
             run_evaluate(gru_run)
 
     def test_a_relabelled_log_line(self, gru_run: Path) -> None:
         log = gru_run / "metrics.jsonl"
         lines = log.read_text().splitlines(keepends=True)
         log.write_text(lines[0] + lines[2])
-        with pytest.raises(ConfigError, match=r"Line 2 of .* must be the row of epoch 1"):
+        with pytest.raises(DamagedError, match=r"Line 2 of .* must be the row of epoch 1"):
             run_evaluate(gru_run)
         edit_row(gru_run, 1, lambda row: row.update(epoch=1))
-        with pytest.raises(ConfigError, match=r"Line 2 of .* must be the row of epoch 1 with .*-0001"):
+        with pytest.raises(DamagedError, match=r"Line 2 of .* must be the row of epoch 1 with .*-0001"):
             run_evaluate(gru_run)
 
     def test_changed_data(self, gru_run: Path) -> None:
-        with pytest.raises(ConfigError, match="The data must be what the run was trained on, SHA-256 "):
+        with pytest.raises(RoundtripError, match="The data must be what the run was trained on, SHA-256 "):
             run_evaluate(gru_run, data={"seed": 1})
 
     def test_other_metrics_in_the_log(self, gru_run: Path) -> None:
         edit_row(gru_run, 1, lambda row: row["test"].pop("accuracy"))
-        with pytest.raises(ConfigError, match=r"Epoch 1 of the log must have the metrics \['acc"):
+        with pytest.raises(RoundtripError, match=r"Epoch 1 of the log must have the metrics \['acc"):
             run_evaluate(gru_run)
 
     def test_an_export_whose_epoch_the_log_lacks(self, gru_run: Path) -> None:
         log = gru_run / "metrics.jsonl"
         log.write_text("".join(log.read_text().splitlines(keepends=True)[:2]))
-        with pytest.raises(ConfigError, match="holds epoch 2, which the log does not have"):
+        with pytest.raises(RoundtripError, match="holds epoch 2, which the log does not have"):
             run_evaluate(gru_run)
 
     @pytest.mark.parametrize("manifest", [None, "{}", "[", "[]", '{"format": "onxx"}'])
@@ -281,14 +281,14 @@ class TestRefused:
         path.unlink()
         if manifest is not None:
             path.write_text(manifest)
-        with pytest.raises(ConfigError, match=r"manifest.json must say what the export holds"):
+        with pytest.raises(RoundtripError, match=r"manifest.json must say what the export holds"):
             run_evaluate(gru_run)
 
     def test_a_checkpoint_export_without_its_checkpoint(self, gru_run: Path) -> None:
         export = RunDirectory(gru_run).newest_export("checkpoint")
         assert export is not None
         (export / "epoch-0002.index").unlink()
-        with pytest.raises(ConfigError, match="epoch-0002.index must be there. It is missing"):
+        with pytest.raises(RoundtripError, match="epoch-0002.index must be there. It is missing"):
             run_evaluate(gru_run)
 
     @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ class TestRefused:
         self, gru_run: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         (gru_run / "checkpoints" / "epoch-0001.index").unlink()
-        with pytest.raises(ConfigError, match="epoch-0001.index must be there"):
+        with pytest.raises(RoundtripError, match="epoch-0001.index must be there"):
             run_evaluate(gru_run)
         lines = capsys.readouterr().out.splitlines()
         assert [line.split()[-1] for line in lines[1:6]] == ["yes", "DAMAGED", "yes", "yes", "yes"]
@@ -325,7 +325,7 @@ class TestRefused:
         export = RunDirectory(gru_run).newest_export("checkpoint")
         assert export is not None
         (export / "epoch-0002.index").unlink()
-        with pytest.raises(ConfigError, match="epoch-0002.index must be there"):
+        with pytest.raises(RoundtripError, match="epoch-0002.index must be there"):
             run_evaluate(gru_run)
         assert receipt(gru_run)["verdict"] == "mismatch"
         shutil.rmtree(export)
@@ -370,7 +370,7 @@ class TestSweep:
     ) -> None:
         (sweep / "0" / "run.json").write_text("{}")
         rewrite(sweep / "2" / "run.json", lambda facts: facts["data"].update(fingerprint="0" * 64))
-        with pytest.raises(ConfigError) as refusal:
+        with pytest.raises(RoundtripError) as refusal:
             run_evaluate(sweep)
         assert [problem[:9] for problem in refusal.value.problems] == ["Trial 0: ", "Trial 2: "]
         assert "It has changed since" in refusal.value.problems[1]
@@ -380,7 +380,7 @@ class TestSweep:
         self, sweep: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         RunDirectory(sweep / "2").checkpoint(1).with_suffix(".index").write_bytes(b"")
-        with pytest.raises(ConfigError, match="Trial 2: "):
+        with pytest.raises(RoundtripError, match="Trial 2: "):
             run_evaluate(sweep)
         output = capsys.readouterr().out
         assert output.splitlines()[-1] == "verdict: mismatch    runs: 2"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.errors import ConfigError
+from pipeline.errors import DamagedError
 from pipeline.graphs import examples
 from pipeline.graphs.signatures import Signature, Spec
 from pipeline.verification import answers
@@ -54,7 +54,7 @@ def test_answers_survive_the_disk(tmp_path: Path) -> None:
         for key, value in of.items():
             np.testing.assert_array_equal(found[name][key], value)
     (tmp_path / "answers.npz").write_bytes(b"PK damaged")
-    with pytest.raises(ConfigError, match="must be a whole NumPy archive"):
+    with pytest.raises(DamagedError, match="must be a whole NumPy archive"):
         examples.read(tmp_path / "answers.npz")
 
 
@@ -109,7 +109,7 @@ def test_tolerance_is_relative_to_the_largest_value() -> None:
 
 def test_other_outputs_are_no_answer() -> None:
     served = signature(lambda: {"z": np.ones(1)})
-    with pytest.raises(ConfigError, match=r"outputs must be \['y'\]. Received: \['z'\]"):
+    with pytest.raises(DamagedError, match=r"outputs must be \['y'\]. Received: \['z'\]"):
         answers.compare(served, {}, {"y": np.ones(1)}, abs_tolerance=0, rel_tolerance=0, latency=False)
 
 

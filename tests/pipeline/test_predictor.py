@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from pipeline import predictor
 from pipeline.config.formats import FORMATS
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DamagedError, UntrustedError
 from pipeline.formats.manifest import Manifest
 from pipeline.graphs import examples
 from pipeline.graphs.signatures import Signature, Spec
@@ -75,21 +76,34 @@ def export(finished: Finished, tmp_path: Path) -> Path:
     return Path(shutil.copytree(version, tmp_path / "1"))
 
 
+def sealed(facts: dict[str, Any]) -> str:
+    return json.dumps(checksums.seal(facts))
+
+
 @pytest.mark.parametrize(
     ("receipt", "message"),
     [
-        (None, "There is no receipt"),
-        ("{}", "no receipt"),
-        ('{"verdict": "match"}', "no receipt"),
-        (json.dumps(checksums.seal({"verdict": "mismatch"})), "receipt says mismatch"),
-        (json.dumps(checksums.seal({"verdict": "match", "files": {}})), "receipt is of other files"),
+        (lambda receipt: None, "There is no receipt"),
+        (lambda receipt: "{}", "no receipt"),
+        (lambda receipt: '{"verdict": "match"}', "no receipt"),
+        (lambda receipt: sealed({"verdict": "match"}), "no receipt"),
+        (lambda receipt: sealed(receipt | {"verdict": "mismatch"}), "no receipt"),
+        (lambda receipt: sealed(receipt | {"epochs": []}), "no receipt"),
+        (lambda receipt: sealed(receipt | {"epochs": [], "verdict": "mismatch"}), "receipt says mismatch"),
+        (lambda receipt: sealed(receipt | {"files": {}}), "receipt is of other files"),
     ],
 )
-def test_what_is_not_proven_is_refused(export: Path, receipt: str | None, message: str) -> None:
-    (export / "verification.json").unlink()
-    if receipt is not None:
-        (export / "verification.json").write_text(receipt)
-    with pytest.raises(ConfigError, match=f"{message}.*Verify it with python -m pipeline.evaluate run_dir="):
+def test_what_is_not_proven_is_refused(
+    export: Path, receipt: Callable[[dict[str, Any]], str | None], message: str
+) -> None:
+    path = export / "verification.json"
+    text = receipt(checksums.unseal(path.read_text()))
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(
+        UntrustedError, match=f"{message}.*Verify it with python -m pipeline.evaluate run_dir="
+    ):
         predictor.open(export)
     assert predictor.open(export, allow_unverified=True)(number=[[7]])["output"].shape == (1, 1)
 
@@ -99,7 +113,7 @@ def test_what_has_changed_since_it_was_proven_is_refused(export: Path) -> None:
     model.write_bytes(model.read_bytes() + b" ")
     (export / "evaluate.onnx").unlink()
     for allow in (False, True):
-        with pytest.raises(ConfigError) as refusal:
+        with pytest.raises(DamagedError) as refusal:
             predictor.open(export, allow_unverified=allow)
         missing, changed = refusal.value.problems
         assert "evaluate.onnx must be there. It is missing" in missing
@@ -112,7 +126,7 @@ def test_what_was_put_beside_it_is_refused(export: Path) -> None:
     (export / "assets.extra" / "tf_serving_warmup_requests").touch()
     predictor.open(export)
     shutil.copy(export / "predict_features.onnx", export / "foreign.onnx")
-    with pytest.raises(ConfigError, match="foreign.onnx must not be there. .* Remove it"):
+    with pytest.raises(DamagedError, match="foreign.onnx must not be there. .* Remove it"):
         predictor.open(export)
 
 
@@ -136,7 +150,9 @@ def test_no_export_and_a_damaged_one(export: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="export_dir must be an export, or a folder of its versions"):
         predictor.open(tmp_path / "nowhere")
     (export / "manifest.json").write_text('{"format": "os"}')
-    with pytest.raises(ConfigError, match="must say what the export holds: its seal is broken"):
+    with pytest.raises(
+        ConfigError, match="must say what the export holds. Reading it failed: its seal is broken"
+    ):
         predictor.open(export)
     (export / "manifest.json").write_text(json.dumps(checksums.seal({"format": "onnx"})))
     with pytest.raises(ConfigError, match="must say what the export holds. It is damaged: epochs must be"):

@@ -19,7 +19,7 @@ from data.tfrecord import TFRecord, Writer
 from models.base import BuiltModel
 from models.dense import DenseRegressor
 from pipeline import resume
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DamagedError, DiskFullError
 from pipeline.graphs import checkpoints, sessions
 from pipeline.optimizers import SGD, Adam
 from pipeline.runs import checksums, progress
@@ -253,24 +253,24 @@ class TestDamage:
 
     def test_a_damaged_graph_stops_it(self, run: RunDirectory) -> None:
         flip(run.graph / "saved_model.pb")
-        with pytest.raises(ConfigError, match=r"saved_model.pb must have the SHA-256"):
+        with pytest.raises(DamagedError, match=r"saved_model.pb must have the SHA-256"):
             progress.find(run)
         flip(run.graph / "saved_model.pb")
 
     def test_nothing_whole(self, run: RunDirectory) -> None:
         for path in (run.path / "checkpoints").glob("epoch-*.index"):
             flip(path)
-        with pytest.raises(ConfigError, match="has no epoch to go on from. Start a new one"):
+        with pytest.raises(DamagedError, match="has no epoch to go on from. Start a new one"):
             progress.find(run)
         for path in (run.path / "checkpoints").glob("epoch-*.index"):
             flip(path)
 
     def test_digests_that_are_missing(self, run: RunDirectory) -> None:
         row = dataclasses.replace(run.read_rows()[2], files={"../../etc/passwd": "0"})
-        with pytest.raises(ConfigError, match="The row of epoch 2 must have digests of its checkpoint"):
+        with pytest.raises(DamagedError, match="The row of epoch 2 must have digests of its checkpoint"):
             run.check_row(row)
         line = json.dumps(checksums.seal(dataclasses.asdict(row) | {"files": 3}))
-        with pytest.raises(ConfigError, match="Line 3 of .* Received: digests 3"):
+        with pytest.raises(DamagedError, match="Line 3 of .* Received: digests 3"):
             run.parse_row(2, line)
 
 
@@ -284,15 +284,15 @@ def flip(path: Path) -> None:
 def test_a_checkpoint_without_what_is_asked_for(tmp_path: Path) -> None:
     checkpoints.write_checkpoint(tmp_path / "step", {"losses": {"losses": tf.Variable([1.0])}})
     assert checkpoints.read_group(tmp_path / "step", "losses", ["losses"])["losses"] == np.float32(1)
-    with pytest.raises(ConfigError, match="step must hold state. Reading it failed"):
+    with pytest.raises(DamagedError, match="step must hold state. Reading it failed"):
         checkpoints.read_group(tmp_path / "step", "state", ["h"])
 
 
 def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))
-    with pytest.raises(ConfigError, match=r"must have room for 3 checkpoints of 0.0 MB: 0 MB. Free: 0 MB"):
+    with pytest.raises(DiskFullError, match=r"must have room for 3 checkpoints of 0.0 MB: 0 MB. Free: 0 MB"):
         prepare(tmp_path / "run")
-    with pytest.raises(ConfigError, match="must have room for 2 checkpoints"):
+    with pytest.raises(DiskFullError, match="must have room for 2 checkpoints"):
         prepare(tmp_path / "run", keep="best")
 
 
@@ -375,7 +375,9 @@ def test_where_a_run_goes_on(command: Command, tmp_path: Path) -> None:
     arguments = ["model=dense", "train.epochs=1", "export=[checkpoint,saved_model]", "hydra.run.dir=run"]
     command("pipeline", *arguments)
     stderr = command("pipeline", "train.resume=run", "hydra.run.dir=other", code=2).stderr
-    assert f"train.resume is where the run goes on: {tmp_path}/run. Received also: other." in stderr
+    assert (
+        f"train.resume is where the run goes on: {tmp_path}/run. Received also: {tmp_path}/other." in stderr
+    )
     stderr = command("pipeline", "train.resume=run", "train.epochs=0", code=2).stderr
     assert "train.epochs may only be raised, from 1, in the run in" in stderr
     stderr = command("pipeline", "train.resume=run", "model=gru", code=2).stderr
@@ -409,20 +411,20 @@ def test_where_a_run_goes_on(command: Command, tmp_path: Path) -> None:
 
 def test_checkpoints_that_cannot_be_read(tmp_path: Path) -> None:
     variables = {"weights": {"w": tf.Variable([1.0, 2.0])}}
-    with pytest.raises(ConfigError, match="nowhere must be a whole checkpoint. Opening it failed"):
+    with pytest.raises(DamagedError, match="nowhere must be a whole checkpoint. Opening it failed"):
         checkpoints.restore(tmp_path / "nowhere", variables)
     checkpoints.write_checkpoint(tmp_path / "epoch", variables)
     (tmp_path / "epoch.data-00000-of-00001").write_bytes(b"")
-    with pytest.raises(ConfigError, match="epoch is damaged at 'w'"):
+    with pytest.raises(DamagedError, match="epoch is damaged at 'w'"):
         checkpoints.restore(tmp_path / "epoch", variables)
 
 
 def test_graphs_that_cannot_be_loaded(tmp_path: Path) -> None:
     """Whole as far as their digest says, and no SavedModel."""
     (tmp_path / "saved_model.pb").write_bytes(b"")
-    with pytest.raises(ConfigError, match="must be a whole SavedModel. Loading it failed"):
+    with pytest.raises(DamagedError, match="must be a whole SavedModel. Loading it failed"):
         checkpoints.open_graph(tmp_path)
-    with pytest.raises(ConfigError, match="must be a whole SavedModel. Loading it failed"):
+    with pytest.raises(DamagedError, match="must be a whole SavedModel. Loading it failed"):
         sessions.load(tmp_path)
 
 
@@ -444,5 +446,5 @@ def test_what_the_disk_says_is_said_once(tmp_path: Path) -> None:
 def test_a_log_that_is_no_file(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     run.log.mkdir()
-    with pytest.raises(ConfigError, match="metrics.jsonl must be a file. Reading it failed"):
+    with pytest.raises(DamagedError, match="metrics.jsonl must be a file. Reading it failed"):
         run.read_rows()

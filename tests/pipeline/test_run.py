@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import ConfigError
+from pipeline.errors import BusyError, ConfigError, DamagedError
 from pipeline.runs import checksums, locks
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.files import staged, write_text
@@ -40,12 +40,12 @@ def run(tmp_path: Path) -> RunDirectory:
 def test_of_two_that_claim_at_once_one_succeeds(run: RunDirectory) -> None:
     message = rf"used by one process at a time. {run.path} is, by process {os.getpid()} on "
     with run.claimed():
-        with pytest.raises(ConfigError, match=message), run.claimed():
+        with pytest.raises(BusyError, match=message), run.claimed():
             pass
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(BusyError, match=message):
             run.check_usable()
         (run.path / ".lock").write_text("")
-        with pytest.raises(ConfigError, match="by another process"):
+        with pytest.raises(BusyError, match="by another process"):
             run.check_usable()
     with run.claimed():
         pass
@@ -56,7 +56,7 @@ def test_a_lock_is_gone_with_its_process(run: RunDirectory) -> None:
     with subprocess.Popen(holder, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(ConfigError, match=f"by process {process.pid} on"):
+        with pytest.raises(BusyError, match=f"by process {process.pid} on"):
             run.check_usable()
         process.kill()
         process.wait()
@@ -220,7 +220,7 @@ def test_a_damaged_log_is_named(run: RunDirectory, text: str | bytes | None, mes
     if text is not None:
         content = text if isinstance(text, bytes) else text.encode()
         (run.path / "metrics.jsonl").write_bytes(content)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(DamagedError, match=message):
         run.read_rows()
 
 
@@ -238,7 +238,7 @@ def test_a_damaged_log_is_named(run: RunDirectory, text: str | bytes | None, mes
 def test_damaged_facts_are_named(run: RunDirectory, text: str | None, message: str) -> None:
     if text is not None:
         (run.path / "run.json").write_text(text)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(DamagedError, match=message):
         run.read_facts()
 
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from models.base import BuiltModel, signature
 from pipeline.config.schema import Export
-from pipeline.errors import ConfigError
+from pipeline.errors import UnsupportedError
 from pipeline.formats import onnx, tflite
 from pipeline.graphs import checkpoints, sessions
 from pipeline.graphs.checkpoints import Graph
@@ -67,7 +67,7 @@ def test_a_graph_of_more_than_variables_and_constants_is_refused(tmp_path: Path)
     loaded = checkpoints.open_graph(tmp_path / "graph")
     with (
         pytest.raises(
-            ConfigError, match="can hold the model's variables and constants. It also uses .*saved_"
+            UnsupportedError, match="can hold the model's variables and constants. It also uses .*saved_"
         ),
         tf.Graph().as_default(),
     ):
@@ -80,7 +80,7 @@ def test_one_name_is_one_tensor(tmp_path: Path) -> None:
         return {"x": 2 * x}
 
     graph = graph_of(tmp_path, session_graph=doubled)
-    with pytest.raises(ConfigError, match="must have one tensor x:0. An output and an input"):
+    with pytest.raises(UnsupportedError, match="must have one tensor x:0. An output and an input"):
         sessions.build(graph, input_pipeline=False)
 
 
