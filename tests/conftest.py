@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from pipeline import runtime
 from pipeline.formats.manifest import FOLDERS, MANIFEST
 from pipeline.runs import checksums
+from tests import warm
 from tests.cases import CASES, Case
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -30,17 +32,32 @@ def run_command(
     code: int = 0,
     env: dict[str, str] | None = None,
     timeout: float = 600,
+    cold: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python -m ...` in a folder, and check its exit code."""
-    completed = subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | (env or {}),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=timeout,
-    )
+    """Run `python -m ...` in a folder, and check its exit code.
+
+    Args:
+        *arguments: The module and its command line.
+        cwd: The folder.
+        code: The exit code to expect.
+        env: Changes of the environment.
+        timeout: Seconds after which the command is killed.
+        cold: Whether a new interpreter runs the command, rather than a process of `tests.warm`. A sweep needs
+            one: it starts a fork server of its own.
+    """
+    texts, environment = list(map(str, arguments)), os.environ | (env or {})
+    if cold or {"-m", "--multirun"} & set(texts) or any("=sweep_" in text for text in texts):
+        completed = subprocess.run(
+            [sys.executable, "-m", *texts],
+            cwd=cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout,
+        )
+    else:
+        completed = warm.run(texts, cwd=cwd, env=environment, timeout=timeout)
     assert completed.returncode == code, completed.stdout + completed.stderr
     return completed
 
@@ -78,31 +95,36 @@ def rewrite_export(export: Path) -> None:
 
 @dataclass
 class Finished:
-    """A finished run of the main job, made when first asked for."""
+    """Finished runs of the main job, each made when first asked for, once for all workers of the session."""
 
     folder: Path
-    runs: dict[str, tuple[Path, subprocess.CompletedProcess[str]]] = field(default_factory=dict)
 
     def of(self, case: Case) -> tuple[Path, subprocess.CompletedProcess[str]]:
         """Return the run's directory, not to be written to, and what the command printed."""
-        if case.name not in self.runs:
-            run = self.folder / f"run of {case.name}"  # a space, as users have
-            completed = run_command(
-                "pipeline",
-                f"model={case.name}",
-                "export=all",
-                f"hydra.run.dir='{run}'",
-                *case.overrides,
-                cwd=self.folder,
-            )
-            self.runs[case.name] = (run, completed)
-        return self.runs[case.name]
+        run = self.folder / f"run of {case.name}"  # a space, as users have
+        printed = self.folder / f"{case.name}.json"
+        with (self.folder / f"{case.name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not printed.exists():
+                completed = run_command(
+                    "pipeline",
+                    f"model={case.name}",
+                    "export=all",
+                    f"hydra.run.dir='{run}'",
+                    *case.overrides,
+                    cwd=self.folder,
+                )
+                printed.write_text(json.dumps([completed.stdout, completed.stderr]))
+        return run, subprocess.CompletedProcess([], 0, *json.loads(printed.read_text()))
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Return the finished runs of the session."""
-    return Finished(tmp_path_factory.mktemp("finished"))
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
+    folder.mkdir(exist_ok=True)
+    return Finished(folder)
 
 
 @pytest.fixture

@@ -43,8 +43,8 @@ from tests.slow_disk import main_job
 
 DENSE = CASES[3]
 TIMEOUT_SECS = 120
-# The kills of the short test, and those of the mark slow.
-NUM_KILLS = [50, pytest.param(500, marks=pytest.mark.slow)]
+# Two kills or more at each line of the log, and before the first; the rest is for the mark slow.
+NUM_KILLS = [14, *(pytest.param(number, marks=pytest.mark.slow) for number in (50, 500))]
 
 
 def results(run_dir: Path) -> dict[str, bytes]:

@@ -36,7 +36,6 @@ DONE, FAILED, BAD_INPUT, MISMATCH = 0, 1, 2, 3
 HYDRA_FLAGS = ("hydra_help", "cfg", "info", "shell_completion")
 """Flags that ask Hydra for something other than a job."""
 
-
 NOTHING_LOST = (
     "What was written before is whole; when the cause is gone, the same command goes on from there."
 )

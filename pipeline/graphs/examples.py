@@ -14,19 +14,12 @@ from pipeline.runs.files import staged
 
 Arrays = dict[str, np.ndarray]
 
-
 Requests = Mapping[str, Arrays]
 
-
 BATCH_SIZE = 32
-
-
 """Rows of a request."""
 
-
 SIZE = 8
-
-
 """Any other dimension that is free, and any single integer that is no array of the data."""
 
 

@@ -13,10 +13,7 @@ import numpy as np
 
 Arrays = Mapping[str, Any]
 
-
 SESSION_GRAPH = "session_graph"
-
-
 """How the tensors of a TF1 graph are called among signatures, where they have names of their own."""
 
 

@@ -1,22 +1,21 @@
-"""A run directory: where everything about a run is, and how it is written so that a crash loses nothing.
+"""A run directory: the paths of a run's files, and their order of writing, in which a crash loses nothing.
 
-run.json         what was run: configuration, versions, device, data, sizes; digests of the graph's files
-metrics.jsonl    the log, a line per epoch, with the digests of its checkpoint
-checkpoints/     graph/ and epoch-0000, epoch-0001, ...; requests, and answers of exported epochs;
-                 unfinished.json and step-00000007 while an epoch is unfinished
-export/          <format>/<version>/
-verification.json  the receipt
-report.html      all of it as a page
-tensorboard/     event files
-.lock            which process writes here
+    run.json            configuration, versions, device, data, sizes, and the SHA-256 of the graph's files
+    metrics.jsonl       the log, a line per epoch, with the SHA-256 of its checkpoint
+    checkpoints/        graph/ and epoch-0000, epoch-0001, ...; requests, and answers of exported epochs;
+                        unfinished.json and step-00000007 while an epoch is unfinished
+    export/             <format>/<version>/
+    verification.json   the receipt
+    report.html         the page
+    tensorboard/        event files
+    .lock               which process writes here
 
-JSON objects are sealed (`pipeline.runs.checksums`): a file that was changed is told from one that is whole.
+JSON objects carry their own checksum (`pipeline.runs.checksums`), so that a changed file is noticed.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
@@ -29,20 +28,14 @@ from typing import Any
 
 from pipeline.errors import ConfigError, DamagedError
 from pipeline.runs import checksums, locks
-from pipeline.runs.files import _is_alive, _remove, naming, staged, sync, write_text
-from pipeline.runs.log import Row, _line
+from pipeline.runs.files import naming, remove_leftovers, staged, sync, write_text
+from pipeline.runs.log import Row, from_line, to_line
 
 WRITTEN = ("checkpoints", "export", "metrics.jsonl", "run.json")
-
-
-"""What shows that a run was in a directory."""
-
+"""Files that only a run writes: where one of them is, a run has been."""
 
 BEGINNING = re.compile(r"graph|network\.json|requests\.npz|epoch-0000\..*|\..*\.staging")
-
-
-"""What is in `checkpoints/` before the first line of the log is."""
-
+"""Names in `checkpoints/` that a run has written before the first line of its log."""
 
 REQUIRED_FACTS: Mapping[str, type] = {
     "seed": int,
@@ -54,32 +47,26 @@ REQUIRED_FACTS: Mapping[str, type] = {
     "overrides": list,
     "files": dict,
 }
-
-
-"""What of `run.json` is needed to come back to the run."""
-
+"""Keys of `run.json` without which no command can come back to the run, each with its type."""
 
 NETWORK = "network.json"
-
-
-"""Beside the graph: the description of the Keras network, where the model has one."""
-
+"""The file beside the graph that describes the Keras network, where the model has one."""
 
 INDEX, DATA = ".index", ".data-00000-of-00001"
-
-
-"""What the files of a checkpoint end in."""
-
+"""Suffixes of a checkpoint's files."""
 
 PATTERN_CHARACTERS = frozenset("*?[\\")
-
-
 """Characters that TensorFlow's file system reads as a pattern."""
 
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """The paths and files of one run."""
+    """The paths and files of one run.
+
+    run = RunDirectory(Path("outputs/2026-11-25/12-00-00-gru-saved_model"))
+    run.read_rows()[-1].test["loss"]
+    run.newest_export("onnx")
+    """
 
     path: Path
 
@@ -100,7 +87,7 @@ class RunDirectory:
 
     @property
     def report(self) -> Path:
-        """The page that shows all of it."""
+        """The page."""
         return self.path / "report.html"
 
     @property
@@ -134,7 +121,7 @@ class RunDirectory:
         locks.check_free(self.path)
 
     def _found(self) -> Iterator[str]:
-        """Yield what is here besides the beginning of a run that was killed before its first line."""
+        """Yield names of files that no run wrote, or that a run wrote after its first line."""
         was_claimed = (self.path / locks.NAME).exists()
         for name in WRITTEN:
             path = self.path / name
@@ -152,7 +139,7 @@ class RunDirectory:
     def claimed(self) -> Iterator[None]:
         """Take the directory for a run; of two processes that try, one succeeds.
 
-        What a run left behind that logged no epoch is removed, before and afterwards.
+        The files of a run that logged no epoch are removed, before and afterwards.
 
         Raises:
             ConfigError: See `check_usable`.
@@ -169,9 +156,7 @@ class RunDirectory:
 
     def _clean(self) -> None:
         for folder in (self.path, self.path / "checkpoints", *(self.path / "export").glob("*")):
-            for left in folder.glob(".*.staging"):
-                if not _is_alive(left.name.split(".")[-2]):
-                    _remove(left)
+            remove_leftovers(folder)
         if not self.read_lines():
             shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
             self.log.unlink(missing_ok=True)
@@ -218,7 +203,7 @@ class RunDirectory:
         """Append a line to the log; once this returns, no crash loses it."""
         is_new = not self.log.exists()
         with naming(self.log), self.log.open("a") as file:
-            file.write(_line(row))
+            file.write(to_line(row))
             file.flush()
             os.fsync(file.fileno())
         if is_new:
@@ -226,7 +211,7 @@ class RunDirectory:
 
     def rewrite_rows(self, rows: Sequence[Row]) -> None:
         """Replace the log."""
-        write_text(self.log, "".join(map(_line, rows)))
+        write_text(self.log, "".join(map(to_line, rows)))
 
     def read_rows(self) -> list[Row]:
         """Read the log. A last line that a crash cut short is left out.
@@ -261,14 +246,9 @@ class RunDirectory:
         """
         expected = str(self.checkpoint(epoch).relative_to(self.path))
         try:
-            row = Row(**checksums.unseal(line))
+            row = from_line(line)
             if (row.epoch, row.checkpoint) != (epoch, expected):
                 raise ValueError(f"epoch {row.epoch} with {row.checkpoint}")
-            if not isinstance(row.files, dict):
-                raise ValueError(f"digests {row.files}")
-            numbers = [*row.test.values(), *(row.train or {}).values()]
-            if not all(isinstance(number, float) and math.isfinite(number) for number in numbers):
-                raise ValueError(f"metrics that are no finite numbers: {numbers}")
         except (ValueError, TypeError, AttributeError) as error:
             raise DamagedError(
                 f"Line {epoch + 1} of {self.log} must be the row of epoch {epoch} "

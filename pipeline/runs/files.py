@@ -45,9 +45,17 @@ def write_text(path: Path, text: str) -> None:
         staging.write_text(text)
 
 
-def _is_alive(pid: str) -> bool:
-    """Return whether a process of this machine may still write what it has staged."""
-    return pid.isdecimal() and int(pid) != os.getpid() and Path(f"/proc/{pid}").exists()
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a process that no longer exists had staged in a folder.
+
+    A process of another machine counts as gone: a run directory has one writer at a time
+    (`pipeline.runs.locks`).
+    """
+    for left in folder.glob(".*.staging"):
+        pid = left.name.split(".")[-2]
+        is_alive = pid.isdecimal() and int(pid) != os.getpid() and Path(f"/proc/{pid}").exists()
+        if not is_alive:
+            _remove(left)
 
 
 def _remove(path: Path) -> None:

@@ -38,18 +38,11 @@ if TYPE_CHECKING:
 # live bar and a prompt stop. Its length decides when Python looks, never what is computed.
 CHUNK_SECS = 0.25
 
-
 FURTHER = "further"
-
-
 """Group of a checkpoint, where a step uses variables that are neither the model's nor the optimizer's."""
 
-
 LOSSES, STATE = "losses", "state"
-
-
 """Groups of the checkpoint of an unfinished epoch, besides those of any."""
-
 
 STATEFUL_RANDOM = frozenset(
     {
@@ -64,16 +57,11 @@ STATEFUL_RANDOM = frozenset(
         "TruncatedNormal",
     }
 )
-
-
 """Operations whose state is neither a variable nor their argument."""
-
 
 log = logging.getLogger("pipeline")
 
-
 Tensors = dict[str, Any]
-
 
 OnEpoch = Callable[[int, Mapping[str, float]], bool]
 

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
 
 
 MAX_TABLE_ROWS = 24
-
-
 """Rows of a table beyond which matching ones in the middle are left out."""
 
 

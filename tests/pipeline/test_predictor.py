@@ -149,19 +149,18 @@ def test_opening_an_export_leaves_the_program_as_it_was(finished: Finished) -> N
 def test_no_export_and_a_damaged_one(export: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="export_dir must be an export, or a folder of its versions"):
         predictor.open(tmp_path / "nowhere")
-    (export / "manifest.json").write_text('{"format": "os"}')
-    with pytest.raises(
-        ConfigError, match="must say what the export holds. Reading it failed: its seal is broken"
+    for text, message in (
+        ('{"format": "os"}', "its seal is broken"),
+        (json.dumps(checksums.seal({"format": "onnx"})), "epochs must be"),
+        (manifest(format="os", epochs=[1]), "format must be one of saved_model, .* Received: os"),
     ):
-        predictor.open(export)
-    (export / "manifest.json").write_text(json.dumps(checksums.seal({"format": "onnx"})))
-    with pytest.raises(ConfigError, match="must say what the export holds. It is damaged: epochs must be"):
-        predictor.open(export)
-    (export / "manifest.json").write_text(manifest(format="os", epochs=[1]))
-    with pytest.raises(ConfigError, match="format must be one of saved_model, .* Received: os"):
-        predictor.open(export)
+        (export / "manifest.json").write_text(text)
+        with pytest.raises(
+            DamagedError, match=f"must say what the export holds. Reading it failed: {message}"
+        ):
+            predictor.open(export)
     (export / "manifest.json").write_text(manifest(format="onnx", epochs=[]))
-    with pytest.raises(ConfigError, match="must hold an epoch. It says that it holds none"):
+    with pytest.raises(DamagedError, match="must hold an epoch. It says that it holds none"):
         predictor.open(export, allow_unverified=True)
 
 
