@@ -23,11 +23,11 @@ from pipeline.config.dataset_checks import load
 from pipeline.config.formats import FORMATS
 from pipeline.errors import ConfigError, DataSetError, RoundtripError, unknown
 from pipeline.graphs import allowed_operations
-from pipeline.ledger import FINISHED, Ledger
 from pipeline.runs import past_run
 from pipeline.runs.log import Row
 from pipeline.runs.past_run import Recorded
 from pipeline.runs.policy import select_rows
+from pipeline.sweeps.ledger import FINISHED, Ledger
 from pipeline.verification import receipt as receipts
 from pipeline.verification.receipt import VerifiedEpoch, verdict_of
 

@@ -18,11 +18,12 @@ from urllib.parse import quote
 from xml.etree.ElementTree import Element
 
 from pipeline import charts, page
-from pipeline import ledger as ledgers
 from pipeline.charts import Curve, Point, Series, element
 from pipeline.cli.quoting import override
-from pipeline.ledger import Ledger, Objectives, Trial
 from pipeline.runs.directory import RunDirectory
+from pipeline.sweeps import leaderboard
+from pipeline.sweeps import ledger as ledgers
+from pipeline.sweeps.ledger import Ledger, Objectives, Trial
 
 MAX_ROWS = 24
 """Rows of the table beyond which those in the middle are folded, unless one does not match."""
@@ -73,15 +74,15 @@ class _Sweep:
 
     @cached_property
     def ranked(self) -> list[Trial]:
-        return ledgers.ranked(self.trials, self.objectives)
+        return leaderboard.ranked(self.trials, self.objectives)
 
     @cached_property
     def best(self) -> Trial | None:
-        return ledgers.best(self.trials, self.objectives)
+        return leaderboard.best(self.trials, self.objectives)
 
     @cached_property
     def keys(self) -> list[str]:
-        return ledgers.swept_keys(self.trials)
+        return leaderboard.swept_keys(self.trials)
 
     @property
     def metrics(self) -> list[str]:
@@ -202,7 +203,7 @@ def _is_matching(trial: Trial) -> bool:
 
 
 def _value(text: str, side: str) -> Element:
-    short = ledgers.shortened(text)
+    short = leaderboard.shortened(text)
     cell = element("td", short, class_=f"{side} long" if len(short) > MAX_LENGTH else side)
     if short != text:
         cell.set("title", text)
@@ -341,7 +342,7 @@ def _column(trials: Sequence[Trial], key: str) -> Column:
 
 
 def _in_short(value: float | str | None) -> float | str | None:
-    return ledgers.shortened(value) if isinstance(value, str) else value
+    return leaderboard.shortened(value) if isinstance(value, str) else value
 
 
 def _finite(text: str) -> float | None:

@@ -40,7 +40,7 @@ class ForkedLauncher(Launcher):
     """Runs the jobs of a sweep in processes of their own, and writes down what became of each."""
 
     def __init__(self, n_jobs: int | None, timeout_secs: float | None, memory_limit_mb: float | None) -> None:
-        """Take what `sweeps.limits_of` reads."""
+        """Take what `runner.limits_of` reads."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what Hydra gives."""
@@ -50,10 +50,10 @@ class ForkedLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs that the sweep's directory does not hold already."""
-        from pipeline import sweeps  # Not for every command that Hydra looks for plugins for.
+        from pipeline.sweeps import runner  # Not for every command that Hydra looks for plugins for.
 
         configs: list[Any] = [
             self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
             for overrides in job_overrides
         ]
-        return sweeps.launch(self.task_function, configs, sweeps.limits_of(self.config))
+        return runner.launch(self.task_function, configs, runner.limits_of(self.config))

@@ -12,6 +12,9 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+PACKAGES = ("optuna", "cmaes")
+"""What the extra `sweep` installs."""
+
 SAMPLERS: dict[str, dict[str, Any]] = {
     "tpe": {
         "_target_": "optuna.samplers.TPESampler",
@@ -25,7 +28,7 @@ SAMPLERS: dict[str, dict[str, Any]] = {
         "warn_independent_sampling": False,  # of choices, which it leaves to chance
     },
     "random": {"_target_": "optuna.samplers.RandomSampler"},
-    "grid": {"_target_": "pipeline.search.Grid"},
+    "grid": {"_target_": "pipeline.sweeps.samplers.Grid"},
     "nsga2": {"_target_": "optuna.samplers.NSGAIISampler", "population_size": 10},
 }
 PRUNERS: dict[str, dict[str, Any]] = {
@@ -84,10 +87,12 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the trials that the study still lacks."""
-        from pipeline.config import checks  # Not for every command that Hydra looks for plugins for.
+        # Not for every command that Hydra looks for plugins for.
+        from pipeline.config.formats import lacks
+        from pipeline.errors import ConfigError
 
-        if problem := checks.lacks("hydra/sweeper=optuna", "sweep"):
-            raise checks.ConfigError(problem)
-        from pipeline import search
+        if problem := lacks("hydra/sweeper=optuna", "sweep", PACKAGES):
+            raise ConfigError(problem)
+        from pipeline.sweeps import search
 
         return [search.sweep(self.hydra_context, self.task_function, self.config, self.options, arguments)]

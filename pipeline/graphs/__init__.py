@@ -1,1 +1,1 @@
-"""Graphs: signatures, variables, and which operations a graph may have."""
+"""Graphs: their signatures, their variables, and the operations that they may have."""

@@ -1,9 +1,9 @@
-"""Operations that a graph may have before it is loaded: those that compute, and nothing else.
+"""The operations that a graph may have: those that compute, and no others.
 
-A graph is a program: TensorFlow has operations that read and write files, call Python, open connections or
-end the process, and they may hide in a function that another function calls. So a graph that somebody
-hands over is read before it is loaded, all of its functions included, and refused if it has an operation
-that is not in this list, whatever it may be.
+A graph is a program. TensorFlow has operations that read and write files, call Python, open connections or
+end the process, and such an operation may hide in a function that another function calls. Therefore this
+module reads a graph and all of its functions before TensorFlow loads them, and refuses every operation that
+is not in the list `ALLOWED`. See https://github.com/tensorflow/tensorflow/blob/master/SECURITY.md.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from typing import Any
 
 from pipeline.errors import DamagedError, UntrustedError
 
-# Without the number of their version, such as V2. Left out are all that open files (ImmutableConst,
-# CacheDataset, InitializeTableFromTextFile, Print among them), gradients, queues and quantized kernels.
+# Names stand here without the number of their version (V2). The list says what is allowed, not what is
+# forbidden, so that an operation of a later TensorFlow is refused until somebody has read what it does.
+# Left out are all operations that open files (also ImmutableConst, CacheDataset, Print and
+# InitializeTableFromTextFile, whose names do not say so), gradients, queues and quantized kernels.
 ALLOWED = frozenset(
     name
     for line in """
@@ -120,22 +122,27 @@ ALLOWED = frozenset(
 )
 
 RESTORING = frozenset({"RestoreV2"})
-"""What may stand besides in what a loader runs to restore the variables, and nowhere else."""
+"""Operations that read a checkpoint: allowed only in the nodes that restore the graph's variables."""
 
 SAVING = frozenset({"MergeV2Checkpoints", "SaveV2", "ShardedFilename"})
-"""What may stand besides in what nobody but a graph's saver runs to write a checkpoint."""
+"""Operations that write a checkpoint: allowed only in the nodes that the graph's `Saver` runs."""
 
 OTHER_FORMS = ("saved_model.pbtxt", "saved_model.cpb")
-"""Files that TensorFlow would take for a SavedModel, too."""
+"""Further files that TensorFlow loads as a SavedModel, some of them in place of `saved_model.pb`."""
 
 CALL = "()"
+"""Suffix of a function's name in `_Graph.parts`: a function and a node may have the same name."""
 
 _trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
 
 
 @contextmanager
 def trusting(names: Iterable[str]) -> Iterator[None]:
-    """Allow further operations in the graphs that are loaded meanwhile."""
+    """Allow further operations in all graphs that are checked inside the `with` block.
+
+    Args:
+        names: The operations, as the user lists them in `trust=[...]`.
+    """
     before = _trusted.set(_trusted.get() | frozenset(names))
     try:
         yield
@@ -144,12 +151,15 @@ def trusting(names: Iterable[str]) -> Iterator[None]:
 
 
 def check_saved_model(directory: Path) -> None:
-    """Check the graphs of a SavedModel.
+    """Check all graphs of a SavedModel, without loading it.
 
     Raises:
-        ConfigError: One has an operation that is not allowed, or the file cannot be read.
+        DamagedError: `saved_model.pb` is missing or cannot be parsed.
+        UntrustedError: A graph has an operation that is not allowed, or the directory has another form of
+            the SavedModel beside `saved_model.pb`.
     """
     path = directory / "saved_model.pb"
+    # TensorFlow would load another form than the one that is checked here.
     for name in OTHER_FORMS:
         if (directory / name).exists():
             raise UntrustedError(f"{directory} must be a SavedModel with {path.name} alone. It has {name}.")
@@ -165,12 +175,18 @@ def check_saved_model(directory: Path) -> None:
 
 
 def check_meta_graph(meta: Any, path: Path) -> None:
-    """Check a graph with its functions.
+    """Check a graph and its functions.
+
+    Args:
+        meta: A `MetaGraphDef`.
+        path: The file that holds it, for the message.
 
     Raises:
-        ConfigError: It has an operation that is not allowed.
+        UntrustedError: The graph has an operation that is not allowed.
     """
     graph = _Graph(meta.graph_def)
+    # Every SavedModel reads and writes checkpoints. Those operations are accepted only where the Saver
+    # runs them: a signature that reaches the same nodes brings them into `rest`, where they are refused.
     saving = graph.reached([meta.saver_def.save_tensor_name])
     restoring = graph.reached([meta.saver_def.restore_op_name])
     rest = graph.reached([*(graph.parts.keys() - saving - restoring), *_entries(meta)])
@@ -186,7 +202,7 @@ def check_meta_graph(meta: Any, path: Path) -> None:
 
 
 def _entries(meta: Any) -> Iterator[str]:
-    """Yield the tensors, nodes and functions that a loader may run, whatever else refers to them."""
+    """Yield the names of the tensors, nodes and functions from which a loader or a caller starts."""
     yield from map(_function, meta.object_graph_def.concrete_functions)
     for item in meta.object_graph_def.nodes:
         yield from map(_function, item.function.concrete_functions)
@@ -200,10 +216,11 @@ def _entries(meta: Any) -> Iterator[str]:
 
 
 class _Graph:
-    """The parts of a graph: nodes by their names, and functions by `_function` of theirs.
+    """The parts of a graph, and which of them call or read which.
 
     Attributes:
-        parts: The node itself, or the nodes of a function.
+        parts: For the name of a node, that node alone; for the name of a function, as `_function` marks it,
+            the nodes of its body.
     """
 
     def __init__(self, graph_def: Any) -> None:
@@ -212,7 +229,11 @@ class _Graph:
             self.parts[_function(function.signature.name)] = function.node_def
 
     def reached(self, names: Iterable[str]) -> set[str]:
-        """Return the parts that some need, tensors among them, themselves included."""
+        """Return the names of all parts that some parts need, directly or indirectly, with those parts.
+
+        Args:
+            names: Names of nodes, of tensors (`node:0`), of control inputs (`^node`) or of functions.
+        """
         pending, found = list(names), set()
         while pending:
             name = pending.pop().removeprefix("^").partition(":")[0]
@@ -220,23 +241,27 @@ class _Graph:
                 found.add(name)
                 for node in self.parts[name]:
                     pending += _called(node)
+                    # Inputs in a function's body name nodes of that body, which are all in this part.
                     pending += [] if name.endswith(CALL) else node.input
         return found
 
     def operations(self, names: Iterable[str]) -> set[str]:
-        """Return the operations of some parts, without their versions."""
+        """Return the operations of some parts; names of allowed kinds lose their version (`MatMulV2`)."""
         found = {node.op for name in names for node in self.parts[name]}
+        # A node's operation may be the name of a function. `reached` has followed it into its body.
         found = {operation for operation in found if _function(operation) not in self.parts}
+        # RESTORING and SAVING list the version, too: `Save` and `Restore`, their version 1, stay refused.
         return {op if op in RESTORING | SAVING else re.sub(r"[vV]\d+$", "", op) for op in found}
 
 
 def _called(node: Any) -> Iterator[str]:
-    """Yield the functions that a node calls: by attribute, or as its operation."""
+    """Yield the functions that a node calls, by an attribute or by the name of its operation."""
     yield _function(node.op)
     yield from _named(node.attr)
 
 
 def _named(attributes: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the functions that attributes name; a function's own attributes may name further ones."""
     for value in attributes.values():
         for function in (value.func, *value.list.func):
             yield _function(function.name)
@@ -244,5 +269,5 @@ def _named(attributes: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _function(name: str) -> str:
-    """Return what tells a function from a node of the same name."""
+    """Return the key of a function in `_Graph.parts`, which differs from that of a node of this name."""
     return name + CALL

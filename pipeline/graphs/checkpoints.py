@@ -1,8 +1,10 @@
-"""The graph of a run, and the variables of each epoch that are swapped into it.
+"""Reading and writing the graph of a run, and the checkpoint of each epoch.
 
-A checkpoint is TensorFlow's own (`tf.train.Checkpoint`): the model's variables under `weights`, the
-optimizer's under `optimizer`, each by its path. The graph is a SavedModel, written once before the
-first step, which any epoch's variables bring to life again without the model's code.
+The graph is a SavedModel, written once, before the first step. Together with the checkpoint of an epoch it
+is the trained model: no code of the model is needed to run it.
+
+A checkpoint is one of `tf.train.Checkpoint` (https://www.tensorflow.org/guide/checkpoint). It has the
+model's variables under `weights` and the optimizer's under `optimizer`, each by its path.
 """
 
 from __future__ import annotations
@@ -31,18 +33,24 @@ if TYPE_CHECKING:
     from models.base import BuiltModel
 
 Groups = Mapping[str, Mapping[str, tf.Variable]]
-"""Variables by path, by group: `weights`, `optimizer`."""
+"""The groups of a checkpoint, such as `weights` and `optimizer`: in each, its variables by path."""
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A SavedModel's functions, and its variables by path.
+    """The functions and the variables of a loaded SavedModel.
+
+    To have the model of an epoch, load the graph and assign a checkpoint to its variables:
+
+        graph = open_graph(run.graph)
+        restore_row(run, row, {"weights": graph.weights})
+        graph.signatures["evaluate"].call(**batch)
 
     Attributes:
-        signatures: The signatures by name; each `call` is a concrete function.
-        weights: The variables.
-        score: See `models.base.BuiltModel`.
-        session_graph: See there.
+        signatures: The signatures by name; the `call` of each is a concrete function.
+        weights: The model's variables by path.
+        score: The function of that name in `models.base.BuiltModel`, if the model has it.
+        session_graph: The function of that name in `models.base.BuiltModel`, if the model has it.
     """
 
     signatures: Mapping[str, Signature]
@@ -52,17 +60,22 @@ class Graph:
 
     @property
     def functions(self) -> Mapping[str, Signature]:
-        """The signatures, and `session_graph` where there is one."""
+        """The signatures, and `session_graph` if the model has it, by name."""
         return askable(self.signatures, self.session_graph)
 
 
 def askable(signatures: Mapping[str, Signature], session_graph: Signature | None) -> Mapping[str, Signature]:
-    """Return all that example requests are made for."""
+    """Return the functions that get example requests: the signatures, and `session_graph` if any."""
     return signatures if session_graph is None else {**signatures, SESSION_GRAPH: session_graph}
 
 
 def signature_of(function: Any) -> Signature:
-    """Wrap a concrete function, as `get_concrete_function` or a loaded SavedModel gives it."""
+    """Return a concrete function as a `Signature`.
+
+    Args:
+        function: A result of `get_concrete_function`, or a signature of a loaded SavedModel.
+    """
+    # A loaded SavedModel takes its inputs by name; `get_concrete_function` may take them by position.
     positional, by_name = function.structured_input_signature
     inputs = {**{spec.name: spec for spec in positional}, **by_name}
     return Signature(
@@ -73,15 +86,24 @@ def signature_of(function: Any) -> Signature:
 
 
 def spec_of(tensor: Any) -> Spec:
-    """Return the spec of a tensor, or of a TensorFlow one."""
+    """Return the `Spec` of a tensor or of a `tf.TensorSpec`."""
     shape = None if tensor.shape.rank is None else tuple(tensor.shape.as_list())
     return Spec("string" if tensor.dtype == tf.string else tensor.dtype.name, shape)
 
 
 def write_graph(path: Path, built: BuiltModel) -> None:
-    """Write the signatures of a model, with its present variables, as a SavedModel.
+    """Write a model's signatures, with the present values of its variables, as a SavedModel.
 
-    Where the model has a Keras network, its description is written beside it, as `network.json`.
+    If the model has a Keras network, its architecture is written beside the SavedModel, to `network.json`,
+    with the path of the variable for each of the network's weights.
+
+    Args:
+        path: The directory of the SavedModel; it must not exist.
+        built: The model.
+
+    Raises:
+        OSError: The disk does not take a file.
+        UntrustedError: The graph has an operation that is not allowed.
     """
     module = tf.Module()
     module.weights = dict(built.weights)
@@ -90,6 +112,7 @@ def write_graph(path: Path, built: BuiltModel) -> None:
     if built.session_graph is not None:
         module.session_graph = built.session_graph
     if built.network is not None:
+        # By identity: Keras gives its weights names of its own, which need not be the paths.
         names = {id(variable): name for name, variable in built.weights.items()}
         description = {
             "network": json.loads(built.network.to_json()),
@@ -98,20 +121,22 @@ def write_graph(path: Path, built: BuiltModel) -> None:
         write_text(path.with_name(NETWORK), json.dumps(description, indent=2) + "\n")
     with staged(path) as staging, writing(path):
         tf.saved_model.save(module, str(staging), signatures=dict(built.signatures))
-        allowed_operations.check_saved_model(staging)  # Better now than when it is to be verified.
+        # Every later stage makes this check. A user should learn of a failure before hours of training.
+        allowed_operations.check_saved_model(staging)
 
 
 def open_graph(path: Path) -> Graph:
-    """Load a SavedModel.
+    """Load a SavedModel, after a check of its operations.
 
     Raises:
-        ConfigError: It is missing or damaged, or has an operation that is not allowed.
+        DamagedError: A file is missing or damaged.
+        UntrustedError: The graph has an operation that is not allowed.
     """
     allowed_operations.check_saved_model(path)
     try:
         loaded = tf.saved_model.load(str(path))
         weights = dict(loaded.weights)
-    except Exception as error:  # The loader raises whatever the damaged bytes lead it into.
+    except Exception as error:  # Damaged bytes may raise any type of exception in TensorFlow's loader.
         raise DamagedError(
             f"{path} must be a whole SavedModel. Loading it failed: {first_line(error)}"
         ) from error
@@ -126,17 +151,15 @@ def open_graph(path: Path) -> Graph:
 def write_checkpoint(prefix: Path, groups: Groups) -> dict[str, str]:
     """Write variables as the checkpoint `prefix.index` and `prefix.data-00000-of-00001`.
 
-    The index is renamed into place last: where there is an index, the checkpoint is whole.
-
     Args:
-        prefix: Path without suffix.
-        groups: Variables by path, by group (`weights`, `optimizer`).
+        prefix: The path of the checkpoint without the suffixes of its files.
+        groups: The variables by path in each group.
 
     Returns:
         The SHA-256 of each file by its name.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The disk does not take a file.
     """
     checkpoint = tf.train.Checkpoint(**{name: dict(group) for name, group in groups.items()})
     staging = prefix.with_name(f".{prefix.name}.{os.getpid()}.staging")
@@ -145,6 +168,8 @@ def write_checkpoint(prefix: Path, groups: Groups) -> dict[str, str]:
         staging.mkdir()
         with writing(prefix):
             checkpoint.write(str(staging / prefix.name))
+        # The index is renamed last, after the data are on the disk. So a process that is killed here leaves
+        # no index, and a checkpoint that has an index is whole.
         for suffix in (DATA, INDEX):
             file = staging / (prefix.name + suffix)
             files[file.name] = checksums.digest(file)
@@ -158,10 +183,13 @@ def write_checkpoint(prefix: Path, groups: Groups) -> dict[str, str]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Say what TensorFlow says of a disk that does not take a file as Python says it.
+    """Raise TensorFlow's errors as `OSError`, so that callers catch one type for all failures to write.
+
+    Args:
+        path: The file or directory that is written, for the message.
 
     Raises:
-        OSError: In place of TensorFlow's own.
+        OSError: TensorFlow could not write, because the disk is full, for instance.
     """
     try:
         yield
@@ -170,28 +198,37 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def remove_checkpoint(prefix: Path) -> None:
-    """Remove a checkpoint, its index first."""
+    """Remove a checkpoint; the index goes first, so that no index is left without its data."""
     for suffix in (INDEX, DATA):
         prefix.with_name(prefix.name + suffix).unlink(missing_ok=True)
 
 
 def restore_row(run: RunDirectory, row: Row, groups: Groups) -> None:
-    """Assign every variable its value after an epoch, once the checkpoint's files are found to be the row's.
+    """Assign to every variable its value after an epoch, if the checksums of the checkpoint are right.
+
+    Args:
+        run: The run.
+        row: The epoch's row of the log, which has the SHA-256 of each file of the checkpoint.
+        groups: The variables by path in each group.
 
     Raises:
-        ConfigError: They are not, or see `restore`.
+        DamagedError: A file is missing or was changed, or a variable does not fit; see `restore`.
     """
     run.check_row(row)
     restore(run.checkpoint(row.epoch), groups)
 
 
 def restore(prefix: Path, groups: Groups) -> None:
-    """Assign every variable of some groups its value in a checkpoint.
+    """Assign to every variable of some groups its value in a checkpoint.
+
+    Variables of the checkpoint that no group has are left alone.
 
     Raises:
-        ConfigError: A file is missing or damaged, or a variable is missing or of another shape; the
-            message names it.
+        DamagedError: A file is missing or damaged, or a variable is missing or has another shape. The
+            message names every such variable.
     """
+    # `tf.train.Checkpoint.read` needs the same structure of objects as the program that wrote the checkpoint,
+    # and does not name the variable that is wrong. A reader needs keys only.
     reader = _reader(prefix)
     shapes = reader.get_variable_to_shape_map()
     problems = []
@@ -208,34 +245,41 @@ def restore(prefix: Path, groups: Groups) -> None:
                 continue
             try:
                 variable.assign(reader.get_tensor(key))
-            except Exception as error:  # As above.
+            except Exception as error:  # Damaged bytes may raise any type of exception in the reader.
                 problems.append(f"{prefix} is damaged at {name!r}: {first_line(error)}")
     if problems:
         raise DamagedError(*problems)
 
 
 def read_group(prefix: Path, group: str, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Return values of a checkpoint's group by name, of any shape.
+    """Return values of one group of a checkpoint by name; their shapes are those of the checkpoint.
 
     Raises:
-        ConfigError: A file is missing or damaged, or a value is missing.
+        DamagedError: A file is missing or damaged, or a value is missing.
     """
     reader = _reader(prefix)
     try:
         return {name: reader.get_tensor(variable_key(group, name)) for name in names}
-    except Exception as error:  # As above.
+    except Exception as error:  # Damaged bytes may raise any type of exception in the reader.
         raise DamagedError(f"{prefix} must hold {group}. Reading it failed: {first_line(error)}") from error
 
 
 def _reader(prefix: Path) -> Any:
     try:
         return tf.train.load_checkpoint(str(prefix))
-    except Exception as error:  # As above.
+    except Exception as error:  # Damaged bytes may raise any type of exception in the reader.
         raise DamagedError(
             f"{prefix} must be a whole checkpoint. Opening it failed: {first_line(error)}"
         ) from error
 
 
 def variable_key(group: str, path: str) -> str:
-    """Return the key under which `tf.train.Checkpoint` stores a variable of a dictionary."""
+    """Return the key under which `tf.train.Checkpoint` stores a variable of a dictionary.
+
+    A path is one name in such a key: TensorFlow escapes `/` as `.S`, and `.` as `..`.
+
+    Args:
+        group: The name of the dictionary, such as `weights`.
+        path: The key of the variable in that dictionary.
+    """
     return f"{group}/{path.replace('.', '..').replace('/', '.S')}/.ATTRIBUTES/VARIABLE_VALUE"

@@ -1,4 +1,7 @@
-"""Evaluation of a split through the signature `evaluate`: the host loop of training and of verification."""
+"""Evaluation of a split through the signature `evaluate`.
+
+Training and verification share this loop, so a difference between their metrics is one of the model.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,12 @@ from pipeline.graphs.signatures import Signature
 
 
 def initial_state(signatures: Mapping[str, Signature], batch_size: int) -> dict[str, Any]:
-    """Return the carried state before the first batch; empty for a stateless model."""
+    """Return the carried state before the first batch, by name; empty if the model carries none.
+
+    Args:
+        signatures: Includes `evaluate`, and `initial_state` if the model carries state.
+        batch_size: Rows of the state.
+    """
     if not signatures["evaluate"].carried:
         return {}
     return dict(signatures["initial_state"].call(batch_size=np.asarray(batch_size, np.int32)))
@@ -23,15 +31,16 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluate a split through the signature `evaluate`.
 
-    The signature returns sums over a batch; they are added in float64 and divided once, by `count`.
+    The signature returns sums over the rows of a batch. Sums of batches are added in float64 and divided by
+    the sum of `count` at the end. So a last batch with fewer rows has the weight that it should have.
 
     Args:
-        signatures: `evaluate`, and `initial_state` where state is carried.
-        arrays: Tensors or arrays of the split, rows first.
-        batch_size: Rows in a batch; the last batch may have fewer, unless state is carried.
+        signatures: Includes `evaluate`, and `initial_state` if the model carries state.
+        arrays: The split: tensors or arrays by name, whose first dimension is the rows.
+        batch_size: Rows of a batch. The last batch may have fewer, unless the model carries state.
 
     Returns:
-        Metrics by name: `loss` for the output `loss_sum`, and so on.
+        The mean of each sum by name: `loss` for the output `loss_sum`, and so on.
     """
     signature = signatures["evaluate"]
     carried = initial_state(signatures, batch_size)

@@ -1,4 +1,7 @@
-"""Example requests to every signature, and the answers that the trained model gives to them."""
+"""Example requests to every signature, and the trained model's answers to them.
+
+An export is proven by its answers: they must equal those that the model gave when it was trained.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +18,21 @@ from pipeline.runs.files import staged
 Arrays = dict[str, np.ndarray]
 
 Requests = Mapping[str, Arrays]
+"""The arrays of a request, by name, for each signature."""
 
 BATCH_SIZE = 32
-"""Rows of a request."""
+"""Rows of an example request."""
 
 SIZE = 8
-"""Any other dimension that is free, and any single integer that is no array of the data."""
+"""Size of every other free dimension, and value of every input that is a single integer."""
 
 
 def example_requests(signatures: Mapping[str, Signature], arrays: Mapping[str, Any]) -> dict[str, Arrays]:
-    """Return a request for each signature but `evaluate`, whose metrics are compared.
+    """Return a request for each signature, except for `evaluate`: verification compares its metrics.
 
     Args:
-        signatures: The signatures.
-        arrays: Rows of a data set, of which the first are taken.
+        signatures: The signatures by name.
+        arrays: A split of the data set. Inputs named like one of its arrays get its first rows.
     """
     return {
         name: {key: _example(key, spec, arrays) for key, spec in signature.inputs.items()}
@@ -38,7 +42,11 @@ def example_requests(signatures: Mapping[str, Signature], arrays: Mapping[str, A
 
 
 def _example(name: str, spec: Spec, arrays: Mapping[str, Any]) -> np.ndarray:
-    """Return rows of the data, or else random numbers in [0, 1), a size of 8, indices of 0, an empty text."""
+    """Return an example of an input: rows of the data if they have an array of this name and rank.
+
+    Otherwise floats are random numbers in [0, 1), texts are empty, arrays of integers are 0, which is a
+    valid index for every table, and a single integer is 8, which is a valid size.
+    """
     shape = [SIZE if size is None else size for size in spec.shape or ()]
     if spec.batched:
         shape[0] = BATCH_SIZE
@@ -46,32 +54,37 @@ def _example(name: str, spec: Spec, arrays: Mapping[str, Any]) -> np.ndarray:
         rows = np.arange(BATCH_SIZE) % len(arrays[name])
         return spec.convert(np.asarray(arrays[name])[rows])
     if spec.dtype == "string":
-        return np.full(shape, b"", "S1")
+        return np.full(shape, b"", "S1")  # NumPy has no bytes of length 0.
     if spec.dtype.startswith("float"):
         return np.random.default_rng(0).random(shape).astype(spec.dtype)
     return np.full(shape, 0 if shape else SIZE, spec.dtype)
 
 
 def answer(signatures: Mapping[str, Signature], requests: Requests) -> dict[str, Arrays]:
-    """Return what each signature answers; one that does not take its request is left out."""
+    """Return the answer of each signature to its request.
+
+    A signature that raises has no answer, and is not compared later: requests are guesses, and a model may
+    have reasons to refuse them.
+    """
     answers = {}
     for name, request in requests.items():
         try:
             answers[name] = _call(signatures[name], request)
-        except Exception:  # The request is a guess: whether it makes sense is the signature's to say.
+        except Exception:  # A model may raise any type of exception on a request that makes no sense.
             continue
     return answers
 
 
 def _call(signature: Signature, request: Arrays) -> Arrays:
     outputs = {name: np.asarray(value) for name, value in signature.call(**request).items()}
+    # Strings come as arrays of objects, which a NumPy archive can hold only with pickle.
     return {
         name: value.astype("S") if value.dtype == object else value for name, value in sorted(outputs.items())
     }
 
 
 def write(path: Path, arrays: Mapping[str, Arrays]) -> None:
-    """Write requests or answers as a NumPy archive."""
+    """Write requests or answers as a NumPy archive; its arrays are named `<signature>:<name>`."""
     flat: dict[str, Any] = {
         f"{signature}:{name}": array for signature, of in arrays.items() for name, array in of.items()
     }
@@ -80,10 +93,10 @@ def write(path: Path, arrays: Mapping[str, Arrays]) -> None:
 
 
 def read(path: Path) -> dict[str, Arrays]:
-    """Read requests or answers.
+    """Return the requests or answers in a NumPy archive, by signature and name.
 
     Raises:
-        ConfigError: The file is missing or damaged.
+        DamagedError: The file is missing or damaged.
     """
     found: dict[str, Arrays] = {}
     try:
@@ -91,6 +104,6 @@ def read(path: Path) -> dict[str, Arrays]:
             for key in archive.files:
                 signature, _, name = key.partition(":")
                 found.setdefault(signature, {})[name] = archive[key]
-    except Exception as error:  # Whatever the damaged bytes lead the reader into.
+    except Exception as error:  # Damaged bytes may raise any type of exception in NumPy's reader.
         raise DamagedError(f"{path} must be a whole NumPy archive. Reading it failed: {error}") from error
     return found

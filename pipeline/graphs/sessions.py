@@ -1,7 +1,8 @@
-"""TF1 graphs: signatures as placeholders and named tensors, variables that a `Saver` keeps.
+"""TF1 graphs: their signatures are placeholders and named tensors, their variables are a `Saver`'s.
 
-The functions of a run's graph are imported into a `tf.Graph`, their variables mapped to TF1 variables; the
-model's code is not needed. See https://www.tensorflow.org/api_docs/python/tf/compat/v1/train/Saver.
+The functions of a run's graph are imported into a `tf.Graph`, in which TF1 variables take the place of the
+captured TF2 variables. The model's code is not needed.
+See https://www.tensorflow.org/api_docs/python/tf/compat/v1/train/Saver.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ v1 = tf.compat.v1
 DATASET_INIT = "dataset_init"
 BATCH_SIZE = "batch_size_ph"
 INIT_OP = "__saved_model_init_op"
-"""What TensorFlow keeps among the signatures of a SavedModel without being one."""
+"""Entry among the signatures of a SavedModel that is not one: it names the operation that initializes."""
 
 Tensors = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class SessionGraph:
-    """A TF1 graph with a session whose variables have the values of a run's graph.
+    """A TF1 graph, and a session in which its variables have the values of a run's graph.
 
     Attributes:
-        session: Its graph holds every signature, under `signature/<name>/`.
-        signature_defs: The tensors of each signature, by its name.
+        session: The session. Its graph holds every signature, under `signature/<name>/`.
+        signature_defs: The `SignatureDef` of each signature, by name.
     """
 
     session: Any
@@ -46,11 +47,13 @@ class SessionGraph:
 
 
 class _Builder:
-    """A TF1 graph under construction, in the default graph."""
+    """Builds a TF1 graph, in the graph that is TensorFlow's default one at the time."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.variables = {
+            # Zeros, and not the values: as constants they would be in the graph a second time. `start` loads
+            # the values. `variable=variable` binds the variable of this turn of the loop.
             name: v1.Variable(
                 lambda variable=variable: tf.zeros(variable.shape, variable.dtype),
                 name=f"weights/{name}",
@@ -61,10 +64,19 @@ class _Builder:
         }
 
     def call(self, signature: Signature, inputs: Tensors, scope: str) -> Tensors:
-        """Import the function of a signature; return its outputs.
+        """Import the function of a signature into the graph.
+
+        Args:
+            signature: A signature of the run's graph.
+            inputs: The tensor of the TF1 graph for each input, by name.
+            scope: Prefix of the names of all imported operations.
+
+        Returns:
+            The outputs by name.
 
         Raises:
-            ConfigError: It uses a resource that is no variable of the model.
+            UnsupportedError: The function uses a resource that is not a variable of the model, such as a
+                lookup table.
         """
         function: Any = signature.call
         of_capture = {id(variable.handle): name for name, variable in self.graph.weights.items()}
@@ -77,6 +89,7 @@ class _Builder:
                 strict=True,
             )
         }
+        # After its own inputs, a concrete function takes its captures: handles of variables, and constants.
         for tensor, captured in zip(
             function.graph.inputs[num_inputs:], function.captured_inputs, strict=True
         ):
@@ -90,19 +103,31 @@ class _Builder:
                     f"It also uses {tensor.name}. Use export=saved_model."
                 )
         names = [tensor.name for tensor in function.graph.outputs]
+        # A concrete function flattens a dictionary of outputs in the order of its sorted keys.
         outputs = tf.graph_util.import_graph_def(
             function.graph.as_graph_def(), input_map=mapped, return_elements=names, name=scope
         )
         return dict(zip(sorted(signature.outputs), outputs, strict=True))
 
     def add_signature(self, name: str, signature: Signature) -> Any:
-        """Add a signature under placeholders of its own; return its definition."""
+        """Add a signature with placeholders of its own, under `signature/<name>/`.
+
+        Returns:
+            Its `SignatureDef`.
+        """
         scope = f"signature/{name}"
         inputs = {key: _placeholder(spec, f"{scope}/{key}") for key, spec in signature.inputs.items()}
         return _definition(inputs, self.call(signature, inputs, f"{scope}/function"))
 
     def add_session_graph(self, signature: Signature) -> Any:
-        """Add a function whose inputs and outputs are tensors of the same names; return its definition."""
+        """Add a function whose inputs and outputs become tensors of exactly their names (`logits:0`).
+
+        Returns:
+            Its `SignatureDef`.
+
+        Raises:
+            UnsupportedError: An output has the name of an input.
+        """
         inputs = {name: _placeholder(spec, name) for name, spec in signature.inputs.items()}
         outputs = self.call(signature, inputs, "function")
         _name(outputs)
@@ -110,10 +135,15 @@ class _Builder:
         return _definition(inputs, {name: graph.get_tensor_by_name(f"{name}:0") for name in outputs})
 
     def add_input_pipeline(self) -> None:
-        """Add `<array>_data_ph`, `batch_size_ph`, `dataset_init`, and what is computed of each batch.
+        """Add an input pipeline, and the outputs that are computed from each of its batches.
 
-        The outputs are those of `evaluate` and of the signature that predicts from the same arrays.
-        Carried state has a placeholder, `<state>_ph`.
+        A caller feeds whole arrays to the placeholders `<array>_data_ph` and a number to `batch_size_ph`, and
+        runs `dataset_init`. Each run of an output then reads the next batch. The outputs are those of
+        `evaluate` and those of the signature that predicts from the same arrays. Carried state is fed with
+        each batch, to `<state>_ph`.
+
+        Raises:
+            UnsupportedError: An output has a name that is taken.
         """
         signatures = self.graph.signatures
         evaluate = signatures["evaluate"]
@@ -159,19 +189,20 @@ def _placeholder(spec: Spec, name: str) -> Any:
 
 
 def _convert(tensor: tf.Tensor, spec: Spec) -> tf.Tensor:
-    """As `Spec.convert` does for arrays."""
+    """Return a tensor in the dtype of an input, as `Spec.convert` returns an array."""
     if tensor.dtype.is_integer and spec.dtype.startswith("float"):
         return tf.cast(tensor, spec.dtype) / tensor.dtype.max
     return tf.cast(tensor, spec.dtype)
 
 
 def _name(outputs: Tensors) -> None:
-    """Give tensors their names.
+    """Add each output once more, as a tensor of exactly its name.
 
     Raises:
-        ConfigError: A name is taken: an output is named like an input, for instance.
+        UnsupportedError: A name is taken, because an output has the name of an input, for instance.
     """
     for name, tensor in outputs.items():
+        # TensorFlow does not refuse a name that is taken: it appends a number to it.
         if tf.identity(tensor, name=name).op.name != name:
             raise UnsupportedError(
                 f"A TF1 graph must have one tensor {name}:0. An output and an input of the model have "
@@ -180,12 +211,15 @@ def _name(outputs: Tensors) -> None:
 
 
 def build(graph: Graph, *, input_pipeline: bool) -> SessionGraph:
-    """Build the TF1 graph of a run's graph, and start a session.
+    """Build a TF1 graph from a run's graph, and start a session.
 
     Args:
-        graph: The signatures, and the variables with the values to have.
-        input_pipeline: Whether the names outside `signature/` are those of an input pipeline; otherwise
-            they are the model's `session_graph`'s, if it has one.
+        graph: The signatures, and the variables with their values.
+        input_pipeline: Whether the tensors outside `signature/` are those of an input pipeline, even if the
+            model has a `session_graph`. Without a `session_graph` they always are.
+
+    Raises:
+        UnsupportedError: A function uses a resource that is not a variable, or two tensors need one name.
     """
     values = {name: variable.numpy() for name, variable in graph.weights.items()}
     with tf.Graph().as_default():
@@ -201,29 +235,35 @@ def build(graph: Graph, *, input_pipeline: bool) -> SessionGraph:
 
 
 def load(directory: Path) -> dict[str, Signature]:
-    """Load a SavedModel into a session, the way that TensorFlow Serving takes; return its signatures.
+    """Load a SavedModel into a session, as TensorFlow Serving does; return its signatures by name.
 
-    For a small model, calling one takes a tenth of the time of a function of `tf.saved_model.load`.
+    For a small model, a call of such a signature takes a tenth of the time that a function from
+    `tf.saved_model.load` takes.
 
     Raises:
-        ConfigError: A file is missing or damaged, or there is an operation that is not allowed.
+        DamagedError: A file is missing or damaged.
+        UntrustedError: The graph has an operation that is not allowed.
     """
     allowed_operations.check_saved_model(directory)
     try:
         session = v1.Session(graph=tf.Graph())
         meta = v1.saved_model.load(session, [v1.saved_model.tag_constants.SERVING], str(directory))
         return signatures_of(session, meta.signature_def)
-    except Exception as error:  # The loader raises whatever the damaged bytes lead it into.
+    except Exception as error:  # Damaged bytes may raise any type of exception in TensorFlow's loader.
         raise DamagedError(
             f"{directory} must be a whole SavedModel. Loading it failed: {first_line(error)}"
         ) from error
 
 
 def signatures_of(session: Any, definitions: Mapping[str, Any]) -> dict[str, Signature]:
-    """Return the signatures that a session's graph holds, by their definitions.
+    """Return the signatures that a session's graph holds, by name.
 
-    Where it has an input pipeline, `evaluate` and the signature that predicts from its arrays go through
-    that; where its tensors have names of their own, they are the signature `session_graph`.
+    If the graph has an input pipeline, `evaluate` and the signature that predicts from the same arrays read
+    their batch through it: the pipeline is part of the export, so its answers are to be compared, too.
+
+    Args:
+        session: A session whose variables have their values.
+        definitions: The `SignatureDef` of each signature by name.
     """
     signatures = {
         name: _signature(session, definition) for name, definition in definitions.items() if name != INIT_OP
@@ -231,7 +271,7 @@ def signatures_of(session: Any, definitions: Mapping[str, Any]) -> dict[str, Sig
     names = {operation.name for operation in session.graph.get_operations()}
     if DATASET_INIT in names:
         evaluate = signatures["evaluate"]
-        lock = threading.Lock()  # The graph has one iterator.
+        lock = threading.Lock()  # Both signatures start the graph's only iterator anew.
         for name in {"evaluate", predicting(signatures, evaluate)} - {None}:
             signatures[str(name)] = _through_input_pipeline(session, signatures[str(name)], evaluate, lock)
     return signatures
@@ -240,12 +280,20 @@ def signatures_of(session: Any, definitions: Mapping[str, Any]) -> dict[str, Sig
 def _through_input_pipeline(
     session: Any, signature: Signature, evaluate: Signature, lock: threading.Lock
 ) -> Signature:
-    """Return a signature that reads its batch through the input pipeline."""
+    """Return a signature that feeds its arrays to the input pipeline and reads them as one batch.
+
+    Args:
+        session: A session whose graph has an input pipeline.
+        signature: `evaluate`, or the signature that predicts from the same arrays.
+        evaluate: Says which arrays the pipeline takes.
+        lock: Held while the iterator is started and read.
+    """
     outputs = {name: f"{name}:0" for name in signature.outputs}
 
     def call(**arrays: Any) -> Tensors:
         given = {name: array for name, array in arrays.items() if name not in evaluate.carried}
         num_rows = len(next(iter(given.values())))
+        # The pipeline takes all arrays. A prediction has no labels, for instance: zeros stand for them.
         feeds = {
             f"{name}_data_ph:0": given.get(name, np.zeros([num_rows] + [n or 1 for n in spec.shape[1:]]))
             for name, spec in evaluate.inputs.items()
@@ -266,11 +314,13 @@ def _signature(session: Any, definition: Any) -> Signature:
 
     @functools.cache
     def program() -> Any:
-        """Return the pruned and optimized graph, ready to run: a tenth of the time of `Session.run`.
+        """Return a callable for these inputs and outputs; a call takes a tenth of the time of `Session.run`.
 
-        Operations follow one another in the caller's thread, each with as many threads as it wants: to wake
-        another thread for an operation takes longer than most of them.
+        Operations run one after another in the caller's thread (`inter_op_thread_pool=-1`), because to wake
+        another thread takes longer than most operations of a small model. A single operation may still use
+        several threads.
         """
+        # A private method, but the one that Keras 2 called for its TF1 functions; there is no public one.
         options = CallableOptions(
             feed=[tensor.name for tensor in inputs.values()],
             fetch=[tensor.name for tensor in outputs.values()],

@@ -1,6 +1,6 @@
-"""What every stage knows of a model: named functions of named arrays, and how a split is evaluated.
+"""Signatures: named functions of named arrays, the only view of a model that all stages share.
 
-Nothing here imports TensorFlow: the functions may be of any runtime.
+Nothing here imports TensorFlow, because the functions may run in ONNX Runtime or TensorFlow Lite, too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 Arrays = Mapping[str, Any]
 
 SESSION_GRAPH = "session_graph"
-"""How the tensors of a TF1 graph are called among signatures, where they have names of their own."""
+"""Name, among the signatures, of the function whose tensors have the model's own names in a TF1 graph."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Spec:
     """The dtype and the shape of an input or output.
 
     Attributes:
-        dtype: NumPy's name of it, such as `float32`; `string` for bytes.
-        shape: Dimensions, `None` where any size will do; `None` for any shape at all.
+        dtype: NumPy's name of the dtype, such as `float32`; `string` for bytes.
+        shape: The sizes of the dimensions, `None` for a free size; or `None` for any shape.
     """
 
     dtype: str
@@ -36,11 +36,11 @@ class Spec:
 
     @property
     def batched(self) -> bool:
-        """Whether the first dimension is of any size: that of the batch."""
+        """Whether the first dimension is free, and so is that of the batch."""
         return bool(self.shape) and self.shape is not None and self.shape[0] is None
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
-        """Return whether an array of a shape fits."""
+        """Return whether an array of this shape is a valid input."""
         if self.shape is None:
             return True
         if len(shape) != len(self.shape):
@@ -50,7 +50,11 @@ class Spec:
         )
 
     def convert(self, array: np.ndarray) -> np.ndarray:
-        """Return rows of a data set as this dtype: integers for floats as fractions of their range."""
+        """Return rows of a data set in this dtype.
+
+        Integers become floats by division by the largest integer of their dtype: uint8 pixels, for
+        instance, become float32 in [0, 1].
+        """
         if array.dtype.kind in "iu" and self.dtype.startswith("float"):
             array = array / np.iinfo(array.dtype).max
         return array.astype(self.dtype)
@@ -60,12 +64,12 @@ class Spec:
 class Signature:
     """A function with named inputs and outputs.
 
-    An output named like an input is carried: it is the input of the next batch.
+    An output that has the name of an input is carried state: it is that input for the next batch.
 
     Attributes:
         inputs: The spec of each input by name.
         outputs: The spec of each output by name.
-        call: Takes arrays by name, returns arrays or tensors by name.
+        call: The function; it takes arrays by name and returns arrays or tensors by name.
     """
 
     inputs: Mapping[str, Spec]
@@ -74,14 +78,14 @@ class Signature:
 
     @property
     def carried(self) -> tuple[str, ...]:
-        """Names of the state that is carried from batch to batch."""
+        """Names of the state that is carried from one batch to the next."""
         return tuple(name for name in self.outputs if name in self.inputs)
 
 
 def predicting(signatures: Mapping[str, Signature], evaluate: Signature) -> str | None:
-    """Return the name of the signature that predicts from the arrays `evaluate` takes, if there is one.
+    """Return the name of the signature that predicts from arrays that `evaluate` takes; `None` without one.
 
-    One that takes them in the dtype they have comes before one for which they are converted.
+    If several do, it is the one with the fewest arrays whose dtype must be converted.
     """
     fitting = [
         name
@@ -97,18 +101,22 @@ def predicting(signatures: Mapping[str, Signature], evaluate: Signature) -> str 
 
 
 def scored(predict: Signature, score: Signature, evaluate: Signature) -> Signature:
-    """Return `evaluate` as it follows from a prediction, in whatever runtime, and the score of it.
+    """Return the signature `evaluate`, composed of `predict` and `score`.
+
+    Formats such as ONNX and TensorFlow Lite hold `predict` only. With `score` from the run's graph, their
+    predictions are evaluated as the model itself was.
 
     Args:
-        predict: Predicts from some of the arrays of a batch.
-        score: Takes outputs of `predict` and arrays of the batch; returns per-batch sums.
-        evaluate: The signature to stand in for.
+        predict: Predicts from some of the arrays of a batch, in the runtime of the format.
+        score: Takes outputs of `predict` and arrays of the batch; returns sums over the batch.
+        evaluate: The model's own `evaluate`, whose inputs and outputs the result has.
     """
 
     def call(**batch: Any) -> Arrays:
         given = {name: predict.inputs[name].convert(np.asarray(batch[name])) for name in predict.inputs}
         outputs = predict.call(**given)
         known = {**batch, **outputs}
+        # A format may return other dtypes than the run's graph does; `score` takes only its own.
         sums = score.call(
             **{name: np.asarray(known[name]).astype(spec.dtype) for name, spec in score.inputs.items()}
         )

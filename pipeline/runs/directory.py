@@ -118,7 +118,7 @@ class RunDirectory:
                 f"hydra.run.dir must be new, or hold a run that can go on. {self.path} holds "
                 f"{listed} and no log of it; it is left as it was. Choose another directory."
             )
-        locks.check_free(self.path)
+        locks.check_free(self.path / locks.NAME, locks.ONE_RUN)
 
     def _found(self) -> Iterator[str]:
         """Yield names of files that no run wrote, or that a run wrote after its first line."""
@@ -146,7 +146,7 @@ class RunDirectory:
         """
         self.check_usable()
         self.path.mkdir(parents=True, exist_ok=True)
-        with locks.locked(self.path):
+        with locks.locked(self.path / locks.NAME, locks.ONE_RUN):
             try:
                 self._clean()
                 (self.path / "checkpoints").mkdir(exist_ok=True)

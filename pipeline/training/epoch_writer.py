@@ -1,7 +1,7 @@
-"""What an epoch leaves behind, written in a thread of its own while the next one is trained.
+"""Writing the checkpoint, the log and the curves of an epoch, in a thread, while the next epoch is trained.
 
-Order is kept: the checkpoint first, then the row of the log, so that a row's checkpoint is always whole;
-only then what is no longer needed is removed.
+The order matters. The checkpoint is written before its row of the log, so every row has a whole checkpoint.
+Old checkpoints are removed after that, so at every moment there is an epoch from which the run can go on.
 """
 
 from __future__ import annotations
@@ -27,30 +27,36 @@ log = logging.getLogger(__name__)
 
 
 class EpochWriter:
-    """Writes checkpoints, the log and the curves of a run. Use it as a context manager.
+    """Writes the checkpoints, the log and the curves of a run.
 
-    One epoch at most is in flight: the next one waits for it, and raises what went wrong with it; so does
-    the end.
+        with EpochWriter(run, groups, policy) as writer:
+            writer.write(row)  # Returns at once.
+            ...                # Train the next epoch.
+
+    At most one epoch is being written. `write` waits for the epoch before, and so does the end of the `with`
+    block; both raise the `OSError` of that epoch, if it could not be written.
 
     Attributes:
-        events: The curves; safe to write to meanwhile.
-        groups: The variables.
+        events: The curves. Any thread may write to them at any time.
+        groups: The variables, by path in each group.
     """
 
     def __init__(self, run: RunDirectory, groups: Groups, policy: Policy, rows: Sequence[Row] = ()) -> None:
-        """Prepare to write.
+        """Copy the variables, and start the thread.
 
         Args:
             run: The run.
-            groups: Variables by path, as `checkpoints.write_checkpoint` takes them.
-            policy: Says which checkpoints are kept.
-            rows: The log so far.
+            groups: The variables, by path in each group, as `checkpoints.write_checkpoint` takes them.
+            policy: Decides which checkpoints are kept.
+            rows: The rows that the log already has.
         """
         self.events = EventWriter(run.tensorboard)
         self._run = run
         self._policy = policy
         self._rows = list(rows)
         self.groups = groups
+        # The thread writes copies, because the next epoch changes the variables meanwhile. They take as much
+        # memory as the model and its optimizer.
         self._copies = {
             group: {path: tf.Variable(variable, trainable=False) for path, variable in variables.items()}
             for group, variables in groups.items()
@@ -59,7 +65,14 @@ class EpochWriter:
         self._in_flight: Future[None] | None = None
 
     def write(self, row: Row) -> None:
-        """Start to write an epoch, with the variables as they are now."""
+        """Start to write an epoch, with the present values of the variables.
+
+        Args:
+            row: The epoch's row, still without the checksums of its checkpoint.
+
+        Raises:
+            OSError: The epoch before could not be written.
+        """
         self.wait()
         for group, variables in self.groups.items():
             for path, variable in variables.items():
@@ -67,11 +80,12 @@ class EpochWriter:
         self._in_flight = self._executor.submit(self._write, row)
 
     def wait(self) -> None:
-        """Wait for the epoch in flight.
+        """Wait until the epoch that is being written is on the disk.
 
         Raises:
-            OSError: It could not be written.
+            OSError: The epoch could not be written.
         """
+        # Forgotten before it is awaited: an error is raised once, not again at the end of the `with` block.
         in_flight, self._in_flight = self._in_flight, None
         if in_flight is not None:
             in_flight.result()
@@ -86,6 +100,8 @@ class EpochWriter:
         self.events.scalars(row.step, scalars)
 
     def _remove_what_is_not_kept(self) -> None:
+        # An epoch that was stopped is behind this one now. Without `unfinished.json` nothing refers to its
+        # checkpoint, `step-*`, which the pattern below finds, too.
         path_of_unfinished(self._run).unlink(missing_ok=True)
         kept = {self._run.checkpoint(epoch).name for epoch in self._policy.kept(self._rows)}
         for index in self._run.graph.parent.glob(f"*-[0-9]*{INDEX}"):
@@ -106,6 +122,7 @@ class EpochWriter:
         except OSError as other:
             if error is None:
                 raise
+            # The error in the `with` block goes on to the caller; this one must not hide it.
             log.error("The epoch before could not be written: %s", other)
         finally:
             self._executor.shutdown()

@@ -1,6 +1,7 @@
-"""Training: compiled loops over many steps on arrays that live in tensors, evaluated every epoch.
+"""The training loop: compiled chunks of many steps, and an evaluation and a checkpoint after every epoch.
 
-Order and randomness are functions of (seed, epoch, step) alone, so the same command gives the same bits.
+The order of the rows and the random numbers are functions of (seed, epoch, step) alone. So the same command
+gives the same bits, also for a run that was stopped and goes on.
 """
 
 from __future__ import annotations
@@ -34,15 +35,18 @@ if TYPE_CHECKING:
     from models.base import BuiltModel
 
 
-# A chunk of steps runs without coming back to Python: long enough to cost nothing, short enough for a
-# live bar and a prompt stop. Its length decides when Python looks, never what is computed.
 CHUNK_SECS = 0.25
+"""Aimed time of a chunk of steps, which runs without coming back to Python.
+
+Long enough to cost nothing, short enough for a live bar and a prompt stop. Its length decides when Python
+looks, never what is computed.
+"""
 
 FURTHER = "further"
-"""Group of a checkpoint, where a step uses variables that are neither the model's nor the optimizer's."""
+"""Group of a checkpoint for variables of a step that are neither the model's nor the optimizer's."""
 
 LOSSES, STATE = "losses", "state"
-"""Groups of the checkpoint of an unfinished epoch, besides those of any."""
+"""Groups that only the checkpoint of an unfinished epoch has: its losses so far, and the carried state."""
 
 STATEFUL_RANDOM = frozenset(
     {
@@ -57,21 +61,33 @@ STATEFUL_RANDOM = frozenset(
         "TruncatedNormal",
     }
 )
-"""Operations whose state is neither a variable nor their argument."""
+"""Operations that draw random numbers from a hidden state, which no checkpoint can hold.
+
+See https://www.tensorflow.org/guide/random_numbers.
+"""
 
 log = logging.getLogger("pipeline")
 
 Tensors = dict[str, Any]
 
 OnEpoch = Callable[[int, Mapping[str, float]], bool]
+"""Called with an epoch and its metrics; returns whether to stop."""
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss is no longer a number; what was trained before is kept."""
+    """The loss or a metric is infinite or not a number; the epochs before keep their checkpoints."""
 
 
 def order(num_rows: int, batch_size: int, *, seed: int, epoch: int, ordered: bool) -> np.ndarray:
-    """Return the rows of each batch of an epoch: int32 `[steps, batch_size]`, whole batches only."""
+    """Return the rows of each batch of an epoch: int32 `[steps, batch_size]`, whole batches only.
+
+    Args:
+        num_rows: Rows of the training split.
+        batch_size: Rows of a batch.
+        seed: The run's seed.
+        epoch: The epoch; each epoch has a permutation of its own.
+        ordered: Whether the rows keep their order, as carried state needs it.
+    """
     rows = np.arange(num_rows, dtype=np.int32)
     if not ordered:
         rows = np.random.default_rng([seed, epoch]).permutation(rows)
@@ -85,9 +101,9 @@ class Compiled:
 
     Attributes:
         step: (batch, seed int32 `[2]`) -> (loss `[]`, carried state): one optimizer step.
-        steps: (feed, first `[]`, last `[]`, state) -> (losses float32 `[last - first]`, state): the steps
-            `first` to `last - 1` of an epoch, without Python. The feed is the rows of each batch, int32
-            `[steps, batch_size]`, or an iterator of batches.
+        steps: (feed, first int32 `[]`, last int32 `[]`, state) -> (losses float32 `[last - first]`, state):
+            the steps `first` to `last - 1` of an epoch, without Python in between. The feed is the rows of
+            each batch, int32 `[steps, batch_size]`, or an iterator of batches.
     """
 
     step: Callable[..., tuple[tf.Tensor, Tensors]]
@@ -108,8 +124,8 @@ def compile_steps(
         built: The model.
         optimizer: A Keras optimizer, built for the model's trainable variables.
         arrays: The whole training split, or `None` if batches come from an iterator.
-        seed: The run's seed; the loss receives it with the number of the step.
-        use_xla: Whether XLA compiles a step, rather than the graph executor run its operations.
+        seed: The run's seed; the loss receives it together with the number of the step.
+        use_xla: Whether XLA compiles a step. Otherwise TensorFlow's executor runs its operations one by one.
     """
     variables = [variable for variable in built.weights.values() if variable.trainable]
 
@@ -120,6 +136,7 @@ def compile_steps(
         optimizer.apply(tape.gradient(loss, variables), variables)
         return loss, state
 
+    # XLA compiles the step, not this loop around it: it cannot compile an iterator of batches.
     @tf.function(autograph=False)
     def steps(feed: Any, first: tf.Tensor, last: tf.Tensor, state: Tensors) -> tuple[tf.Tensor, Tensors]:
         def batch_of(number: tf.Tensor) -> Tensors:
@@ -129,6 +146,7 @@ def compile_steps(
 
         def take(number: tf.Tensor, losses: tf.TensorArray, state: Tensors) -> tuple[Any, ...]:
             batch = batch_of(number)
+            # The optimizer's counter goes on over epochs, and a checkpoint has it; `number` starts anew.
             taken = tf.cast(optimizer.iterations.value, tf.int32)
             loss, state = step({**batch, **state}, tf.stack([seed, taken]))
             return number + 1, losses.write(number - first, loss), state
@@ -146,7 +164,22 @@ def compile_steps(
 
 @dataclass(frozen=True)
 class Training:
-    """A model in training: what a step needs, and what an epoch leaves behind."""
+    """A model in training. `pipeline.training.setup.prepare` makes it.
+
+        training = prepare(run, model, dataset, optimizer, policy=policy, seed=0, ...)
+        finished = training.fit()
+
+    Attributes:
+        run: The directory, which this process has claimed.
+        dataset: The data set.
+        built: The model's variables and functions.
+        optimizer: A Keras optimizer, built for the model's trainable variables.
+        signatures: The model's signatures by name.
+        policy: How many epochs are trained, and which checkpoints are kept.
+        seed: The run's seed.
+        use_xla: Whether XLA compiles a step.
+        stopped: Returns whether to stop; called between chunks of steps.
+    """
 
     run: RunDirectory
     dataset: Dataset
@@ -159,18 +192,23 @@ class Training:
     stopped: Callable[[], bool]
 
     def fit(self, progress: Progress | None = None, on_epoch: OnEpoch | None = None) -> bool:
-        """Train, evaluating, logging and checkpointing before the first epoch and after each.
+        """Train until the policy says that the run is complete.
+
+        Before the first epoch and after each, the model is evaluated, logged and written as a checkpoint.
 
         Args:
-            progress: How far the run is; `None` for a new one.
-            on_epoch: Called with an epoch and its metrics after each; returns whether to stop.
+            progress: How far the run is; `None` for a new run.
+            on_epoch: Called after each epoch with its number and its metrics; returns whether to stop.
 
         Returns:
-            Whether no epoch is left to train; `False` if `stopped` or `on_epoch` said so before.
+            `True` if the run is complete; `False` if `stopped` or `on_epoch` ended it before.
 
         Raises:
+            DamagedError: The checkpoint from which the run goes on is damaged.
+            DataSetError: The shards of the training data cannot be read.
             NonFiniteLoss: The loss or a metric became infinite or not a number.
-            OSError: The disk does not take what is to be written.
+            OSError: The disk does not take a file.
+            UnsupportedError: XLA cannot compile the model.
         """
         rows = list(progress.rows) if progress else []
         unfinished = progress.unfinished if progress else None
@@ -196,13 +234,21 @@ class Training:
                 rows.append(self.finish_epoch(epoch, _mean(losses), test, writer))
                 bar.update()
                 bar.set_postfix({name: f"{value:.4g}" for name, value in rows[-1].test.items()})
+                # A sweep may stop a run after its last epoch. Such a run is complete nevertheless.
                 stop = on_epoch is not None and on_epoch(epoch, rows[-1].test)
                 if stop and not self.policy.is_complete(rows):
                     return False
         return True
 
     def record_answers(self, row: Row) -> None:
-        """Write what the model answers to the run's requests with the variables of an epoch."""
+        """Write the model's answers to the run's requests, with the variables of an epoch.
+
+        Args:
+            row: The epoch's row of the log.
+
+        Raises:
+            DamagedError: The epoch's checkpoint or the requests are damaged.
+        """
         checkpoints.restore_row(self.run, row, {"weights": self.built.weights})
         requests = examples.read(self.run.requests)
         examples.write(
@@ -226,10 +272,17 @@ class Training:
         writer: EpochWriter,
         unfinished: Unfinished | None = None,
     ) -> np.ndarray | None:
-        """Train an epoch, from where it was stopped if it was.
+        """Train an epoch, or the rest of an epoch that was stopped.
+
+        Args:
+            epoch: The epoch.
+            steps: `Compiled.steps`.
+            writer: Has the variables, and takes the curve of the loss.
+            unfinished: The record of this epoch, if it was stopped before.
 
         Returns:
-            The losses of its steps, float32 `[steps]`; `None` if stopped before its end, which is kept then.
+            The loss of each step of the epoch, float32 `[steps]`; `None` if `stopped` ended the epoch. The
+            steps taken are then written as an unfinished epoch.
         """
         dataset = self.dataset
         num_steps = dataset.num_train // dataset.batch_size
@@ -243,12 +296,14 @@ class Training:
         with _bar(num_steps, "step", done=first, leave=False) as bar:
             while first < num_steps:
                 if self.stopped():
-                    writer.wait()  # Afterwards it removes what was unfinished before.
+                    # The writer removes any unfinished epoch when it has written its own. So it comes first.
+                    writer.wait()
                     self._keep_unfinished(epoch, first, losses, state, writer.groups)
                     return None
                 last = min(first + chunk, num_steps)
                 started = time.perf_counter()
                 chunk_losses, state = _run(steps, feed, first, last, state)
+                # `numpy()` waits for the device, so it belongs into the time that is measured.
                 losses.append(chunk_losses.numpy())
                 self._check_finite(losses[-1])
                 elapsed = time.perf_counter() - started
@@ -260,7 +315,10 @@ class Training:
         return np.concatenate(losses)
 
     def _feed(self, epoch: int, first: int) -> Any:
-        """Return what `Compiled.steps` takes the batches of an epoch from, the step `first` first."""
+        """Return the feed of `Compiled.steps` for an epoch that starts with the step `first`.
+
+        An iterator must skip the batches of earlier steps; from the rows, `steps` takes a batch by number.
+        """
         dataset = self.dataset
         if dataset.stream is not None:
             return iter(dataset.stream.batches(self.seed, epoch).skip(first))
@@ -277,7 +335,11 @@ class Training:
     def _keep_unfinished(
         self, epoch: int, num_steps: int, losses: list[np.ndarray], state: Tensors, groups: Groups
     ) -> None:
-        """Write what the epoch needs to go on to the last bit, beside the checkpoints of whole ones."""
+        """Write an unfinished epoch, so that it can go on with the same bits.
+
+        Besides the variables of every checkpoint, that takes the losses so far, whose mean is logged at the
+        end of the epoch, and the carried state.
+        """
         name = f"step-{self._step():08d}"
         taken = np.concatenate([np.zeros(0, np.float32), *losses])
         carried = {key: tf.Variable(value, trainable=False) for key, value in state.items()}
@@ -288,7 +350,11 @@ class Training:
     def _restore_unfinished(
         self, unfinished: Unfinished, state: Tensors, groups: Groups
     ) -> tuple[list[np.ndarray], Tensors]:
-        """Assign the variables; return the losses of the steps taken and the state that is carried on."""
+        """Assign the variables of an unfinished epoch.
+
+        Returns:
+            The losses of its steps so far, float32 `[num_steps]`, and the carried state.
+        """
         prefix = self.run.graph.with_name(unfinished.checkpoint)
         checkpoints.restore(prefix, groups)
         losses = checkpoints.read_group(prefix, LOSSES, [LOSSES])[LOSSES]
@@ -297,8 +363,9 @@ class Training:
 
     @property
     def variables(self) -> Groups:
-        """The model's and the optimizer's variables by path, as a checkpoint has them."""
-        # By position, too: an optimizer names its slots after variables, whose names need not differ.
+        """The variables of the model and of the optimizer, by path in each group of a checkpoint."""
+        # The key has the position, too: an optimizer names a slot after its variable, and two variables may
+        # have the same name.
         slots = {
             f"{position}/{variable.path}": variable.value
             for position, variable in enumerate(self.optimizer.variables)
@@ -306,11 +373,15 @@ class Training:
         return {"weights": self.built.weights, "optimizer": slots}
 
     def _further(self, steps: Any) -> Groups:
-        """Return what a step uses besides, such as the state of a layer's random numbers, as a group.
+        """Return the variables of a step that are neither the model's nor the optimizer's, as a group.
 
-        It is known once the step is traced; numbers are drawn from it, and where it is not kept, a run that
-        goes on draws others.
+        A Keras layer such as `Dropout`, for instance, draws random numbers from a seed that is a variable. A
+        checkpoint must have it; otherwise a run that goes on would draw other numbers.
+
+        Raises:
+            DataSetError: The shards of the training data cannot be read.
         """
+        # Only the traced graph tells which variables there are.
         dataset = self.dataset
         if dataset.stream is not None:
             try:
@@ -331,11 +402,28 @@ class Training:
                 "draw others. Draw them with tf.random.stateless_* and the seed that the loss is given.",
                 ", ".join(undetermined),
             )
-        # By position: the names of such variables count how many there are in the process.
+        # By position: Keras numbers the names of such variables over the whole process, so the same model may
+        # get other names in the process that goes on.
         return {FURTHER: {str(i): variable for i, variable in enumerate(further)}} if further else {}
 
     def finish_epoch(self, epoch: int, train_loss: float | None, test: Arrays, writer: EpochWriter) -> Row:
-        """Evaluate through the exported signature, then have it written down; return the row."""
+        """Evaluate the model through its signature, and have the epoch written.
+
+        The signature is the exported one, so the logged metrics are those that an export must reproduce.
+
+        Args:
+            epoch: The epoch.
+            train_loss: The mean of the losses of the epoch's steps; `None` for epoch 0.
+            test: The held-out split.
+            writer: Writes the checkpoint and the row.
+
+        Returns:
+            The epoch's row of the log, without the checksums of its checkpoint, which is not written yet.
+
+        Raises:
+            NonFiniteLoss: A metric is infinite or not a number.
+            OSError: The epoch before could not be written.
+        """
         metrics = evaluate(self.signatures, test, batch_size=self.dataset.batch_size)
         for name, value in metrics.items():
             if not math.isfinite(value):
@@ -374,10 +462,11 @@ def _run(
     last: int,
     state: Tensors,
 ) -> tuple[tf.Tensor, Tensors]:
-    """Run a chunk of steps.
+    """Run the steps `first` to `last - 1`; return their losses, and the carried state.
 
     Raises:
-        ConfigError: The compiler chosen cannot compile this model, or the data cannot be read on.
+        DataSetError: A shard of the training data is missing or damaged.
+        UnsupportedError: XLA cannot compile the model, or has no deterministic kernel for it.
     """
     try:
         return steps(feed, tf.constant(first), tf.constant(last), state)
@@ -394,7 +483,7 @@ def _run(
 
 
 def _stateful_random(graph: Any) -> list[str]:
-    """Return the operations of a graph and its functions that draw numbers from a state of their own."""
+    """Return the operations in a graph and its functions that draw random numbers from a hidden state."""
     names = {operation.type for operation in graph.get_operations()}
     for function in graph.as_graph_def().library.function:
         names |= {node.op for node in function.node_def}
@@ -406,15 +495,23 @@ def _tensors(arrays: Arrays) -> dict[str, tf.Tensor]:
 
 
 def _mean(losses: np.ndarray) -> float:
+    # A sum over many thousand steps would lose digits in float32.
     return float(np.mean(losses, dtype=np.float64))
 
 
 def _next_chunk(num_steps: int, elapsed_secs: float) -> int:
-    """Return how many steps fill a chunk's time, growing at most fourfold at once."""
+    """Return how many steps the next chunk should have, to take `CHUNK_SECS`; at most four times as many.
+
+    The limit is for the first chunk, whose time includes tracing and compiling, or is too short to measure.
+
+    Args:
+        num_steps: Steps of the last chunk.
+        elapsed_secs: Time that the last chunk took.
+    """
     fitting = int(num_steps * CHUNK_SECS / max(elapsed_secs, 1e-9))
     return max(1, min(4 * num_steps, fitting))
 
 
 def _bar(total: int, unit: str, *, done: int, leave: bool = True) -> Any:
-    """Return a progress bar that shows only on a terminal."""
+    """Return a progress bar that shows only on a terminal: `disable=None` is tqdm's word for that."""
     return tqdm(total=total, initial=max(0, done), desc=f"{unit}s", unit=unit, leave=leave, disable=None)

@@ -1,4 +1,4 @@
-"""Setting a training up: the model is built, its graph written, and what would fail later is found now."""
+"""Preparing a training: build the model, write its graph, and check now whatever would fail hours later."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger("pipeline")
 
 
 def batch_specs(dataset: Dataset) -> dict[str, tf.TensorSpec]:
-    """Return the spec of each array of a batch, its first dimension free."""
+    """Return the spec of each array of a batch by name; its first dimension, the batch, is free."""
     return {
         name: tf.TensorSpec([None, *array.shape[1:]], array.dtype, name)
         for name, array in dataset.train.items()
@@ -46,23 +46,30 @@ def prepare(
     stopped: Callable[[], bool],
     overrides: Sequence[str] = (),
 ) -> Training:
-    """Build a model; then it is ready to `fit`. For a new run, write its graph, its requests and `run.json`.
+    """Build a model and its optimizer, and return the training, ready to `fit`.
+
+    For a new run, the graph, the requests and `run.json` are written. For a run that goes on, `run.json`
+    gets the new number of epochs.
 
     Args:
-        run: A directory this process has claimed.
+        run: A directory that this process has claimed.
         model: See `models.base.Model`.
-        dataset: Arrays that the model consumes.
+        dataset: The arrays of a batch are those that the model takes.
         optimizer: Has `build(num_steps)`, which returns a Keras optimizer.
-        policy: How long is trained, with what compiler, and what is kept.
-        seed: Seeds the order of the rows.
-        metrics: Metrics that others will look for: `evaluate` must return them.
+        policy: How many epochs are trained, with which compiler, and which checkpoints are kept.
+        seed: Seeds the order of the rows, and the random numbers of the loss.
+        metrics: Metrics that `evaluate` must return, because other parts of the configuration name them.
         config: The whole configuration as JSON values, for `run.json`.
-        stopped: Asked between chunks of steps.
-        overrides: What the command line changed in the configuration, for `run.json`, too.
+        stopped: Returns whether to stop; called between chunks of steps.
+        overrides: The overrides of the command line, for `run.json`.
 
     Raises:
-        ConfigError: The model cannot be evaluated; the run cannot go on with this data or so many epochs;
-            or the disk has no room for it.
+        ConfigError: The model's `evaluate` is missing or does not fit the data; or the run cannot go on,
+            because the data or the schedule of the learning rate would not be the same.
+        DamagedError: `run.json` of a run that goes on is damaged.
+        DiskFullError: The disk has no room for the checkpoints.
+        OSError: The disk does not take a file.
+        UntrustedError: The model's graph has an operation that is not allowed.
     """
     built = model.build(batch_specs(dataset), dataset.metadata)
     signatures = {
@@ -72,6 +79,7 @@ def prepare(
     _check_signatures(signatures, set(dataset.train), metrics)
     steps_per_epoch = dataset.num_train // dataset.batch_size
     keras_optimizer = optimizer.build(steps_per_epoch * policy.train.epochs)
+    # Before the first checkpoint: Keras otherwise makes the optimizer's variables during the first step.
     keras_optimizer.build([variable for variable in built.weights.values() if variable.trainable])
     use_xla = policy.train.compile == "xla"
     training = Training(run, dataset, built, keras_optimizer, signatures, policy, seed, use_xla, stopped)
@@ -80,6 +88,8 @@ def prepare(
         _begin(training, config, overrides)
         return training
     facts = run.read_facts()
+    # More epochs are harmless for a constant learning rate only. So the optimizers are compared, as the
+    # configurations that Keras gives of them.
     before = facts["config"]["train"]["epochs"]
     schedules = [optimizer.build(steps_per_epoch * epochs) for epochs in (before, policy.train.epochs)]
     _check_same(run, facts, dataset, *(schedule.get_config() for schedule in schedules))
@@ -89,7 +99,7 @@ def prepare(
 
 
 def _begin(training: Training, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
-    """Write what all epochs of a new run need: the graph, the requests, `run.json`."""
+    """Write the files that all epochs of a new run share: the graph, the requests and `run.json`."""
     run, dataset, built = training.run, training.dataset, training.built
     checkpoints.write_graph(run.graph, built)
     requests = examples.example_requests(_functions(built, training.signatures), dataset.test)
@@ -118,10 +128,19 @@ def _begin(training: Training, config: Mapping[str, Any], overrides: Sequence[st
 
 
 def _check_same(run: RunDirectory, facts: Mapping[str, Any], dataset: Dataset, before: Any, now: Any) -> None:
-    """Check that a run can go on: with its data, and with the learning rates that it had.
+    """Check that a run goes on with the same data and with the same learning rate for every step.
+
+    Other versions or another device are no error, but they may compute other bits: the log warns of them.
+
+    Args:
+        run: The run.
+        facts: The content of its `run.json`.
+        dataset: The data set now.
+        before: Configuration of the optimizer for the recorded number of epochs.
+        now: Configuration of the optimizer for the requested number of epochs.
 
     Raises:
-        ConfigError: With what has changed.
+        ConfigError: The data or the schedule of the learning rate is another.
     """
     problems = []
     wanted, received = facts["data"]["fingerprint"], dataset.fingerprint()
@@ -147,10 +166,12 @@ def _check_same(run: RunDirectory, facts: Mapping[str, Any], dataset: Dataset, b
 
 
 def _check_room(training: Training) -> None:
-    """Check that the disk has room for the checkpoints that will be kept, and one more while it is written.
+    """Check that the disk has room for all checkpoints that will be kept, and for one more.
+
+    A new checkpoint is written before an old one is removed, hence the one more.
 
     Raises:
-        ConfigError: It has not.
+        DiskFullError: The disk has less room.
     """
     train, path = training.policy.train, training.run.path
     size = sum(
@@ -172,9 +193,14 @@ def _check_room(training: Training) -> None:
 def _check_signatures(signatures: Mapping[str, Signature], arrays: set[str], metrics: Sequence[str]) -> None:
     """Check that a model can be evaluated.
 
+    Args:
+        signatures: The model's signatures by name.
+        arrays: Names of the arrays of a batch.
+        metrics: Metrics that `evaluate` must return.
+
     Raises:
-        ConfigError: It has no `evaluate` that takes a batch and returns `loss_sum`, `count` and the metrics
-            asked for, or carries state without an `initial_state`.
+        ConfigError: The signature `evaluate` is missing, does not take a batch, or does not return
+            `loss_sum`, `count` and the metrics; or the model carries state without an `initial_state`.
     """
     problems = []
     if "evaluate" not in signatures:

@@ -1,4 +1,4 @@
-"""TensorBoard event files: records of `Event` protocol buffers in TensorFlow's record format."""
+"""TensorBoard event files: `Event` protocol buffers, as records of a TFRecord file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from pipeline.errors import first_line
 
 
 class EventWriter:
-    """Writes scalars to one event file in a folder, from any thread, until it is closed."""
+    """Writes scalars to a new event file in a folder; any thread may call it, until it is closed.
+
+    Several processes may write into one folder, because each event file has its own name.
+    """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -25,7 +28,11 @@ class EventWriter:
         self._write(tf.compat.v1.Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Write the values of some tags at a step."""
+        """Write the value of each tag at an optimizer step.
+
+        Raises:
+            OSError: The disk does not take it.
+        """
         value = tf.compat.v1.Summary.Value
         summary = tf.compat.v1.Summary(
             value=[value(tag=tag, simple_value=number) for tag, number in values.items()]
@@ -36,10 +43,10 @@ class EventWriter:
         try:
             with self._lock:
                 self._writer.write(event.SerializeToString())
-                self._writer.flush()
+                self._writer.flush()  # TensorBoard shows a run while it trains.
         except tf.errors.OpError as error:
             raise OSError(f"The curves cannot be written: {first_line(error)}") from error
 
     def close(self) -> None:
-        """End the file."""
+        """Close the file."""
         self._writer.close()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pipeline.cli.tables import aligned
+
 if TYPE_CHECKING:
     from pipeline.verification.receipt import VerifiedEpoch
 
@@ -36,10 +38,9 @@ def metrics_table(
         ]
         for label, row in labelled
     ]
-    if sum(_widths([header, *cells])) + 2 * len(header) > columns:
-        shown = [i for i, name in enumerate(header) if not name.startswith("restored_")]
-        header, *cells = [[line[i] for i in shown] for line in [header, *cells]]
-    return _aligned(header, cells, _hidden_rows([row for _, row in labelled]))
+    hidden = _hidden_rows([row for _, row in labelled])
+    optional = [name for name in header if name.startswith("restored_")]
+    return aligned(header, cells, columns=columns, optional=optional, hidden=hidden)
 
 
 def parity_table(labelled: Sequence[tuple[str, VerifiedEpoch]], *, columns: int) -> str:
@@ -77,29 +78,11 @@ def parity_table(labelled: Sequence[tuple[str, VerifiedEpoch]], *, columns: int)
         cells += [[label, name, *["-"] * 6, "not compared"] for name in row.not_compared]
     if not cells:
         return ""
-    if sum(_widths([header, *cells])) + 2 * len(header) > columns:
-        shown = [i for i, name in enumerate(header) if not name.startswith("ms_")]
-        header, *cells = [[line[i] for i in shown] for line in [header, *cells]]
-    return _aligned(header, cells, set())
+    return aligned(header, cells, columns=columns, optional=("ms_at_1", "ms_at_32"))
 
 
 def _yes(match: bool) -> str:
     return "yes" if match else "NO"
-
-
-def _widths(lines: Sequence[Sequence[str]]) -> list[int]:
-    return [max(map(len, column)) for column in zip(*lines, strict=True)]
-
-
-def _aligned(header: Sequence[str], cells: Sequence[Sequence[str]], hidden: set[int]) -> str:
-    widths = _widths([header, *cells])
-    lines = []
-    for number, line in enumerate([header, *cells]):
-        if number - 1 not in hidden:
-            lines.append("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
-        elif number - 2 not in hidden:
-            lines.append(f"... {len(hidden)} matching rows ...".rjust(widths[0]))
-    return "\n".join(lines)
 
 
 def _hidden_rows(rows: Sequence[VerifiedEpoch]) -> set[int]:

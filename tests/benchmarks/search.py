@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline import ledger as ledgers
-from pipeline.ledger import Ledger
+from pipeline.sweeps import leaderboard
+from pipeline.sweeps.ledger import Ledger
 from tests.benchmarks import results
 from tests.benchmarks.results import Line, Ratio, Table
 
@@ -40,7 +40,7 @@ def search(arguments: list[str], num_trials: int, seed: int, directory: str) -> 
     if completed.returncode:
         sys.exit(f"{' '.join(command)} ended with {completed.returncode}:\n{completed.stderr}")
     trials = Ledger(Path(directory)).latest()
-    best = ledgers.best(trials, LOSS)
+    best = leaderboard.best(trials, LOSS)
     assert best is not None
     assert best.objective is not None
     return best.objective, sum(trial.epochs for trial in trials)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline.ledger import Ledger
+from pipeline.sweeps.ledger import Ledger
 from tests.benchmarks import results
 from tests.benchmarks.results import Line, Ratio, Table
 

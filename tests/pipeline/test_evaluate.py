@@ -13,13 +13,13 @@ import pytest
 import tensorflow as tf
 from omegaconf import OmegaConf
 
-from pipeline import ledger as ledgers
 from pipeline.errors import ConfigError, DamagedError, RoundtripError
 from pipeline.evaluate import check, evaluate
 from pipeline.graphs import checkpoints
-from pipeline.ledger import Ledger, Trial
 from pipeline.runs import checksums
 from pipeline.runs.directory import RunDirectory
+from pipeline.sweeps import ledger as ledgers
+from pipeline.sweeps.ledger import Ledger, Trial
 from tests.conftest import rewrite, rewrite_export
 
 

@@ -17,12 +17,12 @@ from typing import Annotated, Any
 
 from omegaconf import DictConfig, open_dict
 
-from pipeline import ledger as ledgers
 from pipeline.cli import processes
 from pipeline.cli.command import DONE, MISMATCH, Job, Result, register_resolvers
 from pipeline.cli.composition import plain_values
 from pipeline.cli.stop import Stop
-from pipeline.ledger import Ledger, Trial
+from pipeline.sweeps import ledger as ledgers
+from pipeline.sweeps.ledger import Ledger, Trial
 
 POLL_SECS = 0.2
 GRACE_SECS = 10.0
@@ -30,6 +30,8 @@ GRACE_SECS = 10.0
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 OUTPUT = "output.log"
+
+Task = Callable[[DictConfig], Any]
 
 Decision = Callable[[int, int, Mapping[str, float]], bool]
 """(number of the trial, epoch, its metrics) -> whether the trial is to stop."""
@@ -69,14 +71,14 @@ class Pool:
         ledger: Where they are written down.
         limits: What they may take.
         decide: Asked after every epoch of a trial.
-        stop_token: The signals received: a trial that ends without a result then was interrupted.
+        stop: The signals received: a trial that ends without a result then was interrupted.
         compiled: A directory for what XLA compiles: trials whose steps are the same compile once.
     """
 
     ledger: Ledger
     limits: Limits
     decide: Decision
-    stop_token: Stop
+    stop: Stop
     compiled: Path
     running: list[_Running] = field(default_factory=list)
 
@@ -85,9 +87,7 @@ class Pool:
         """Whether no other trial can start now."""
         return len(self.running) >= self.limits.n_jobs
 
-    def submit(
-        self, task: Callable[[DictConfig], Any], config: DictConfig, study_trial: int | None = None
-    ) -> Trial:
+    def submit(self, task: Task, config: DictConfig, study_trial: int | None = None) -> Trial:
         """Start a trial; its number names its directory.
 
         Args:
@@ -162,7 +162,7 @@ class Pool:
             reason = f"longer than {self.limits.timeout_secs:g} s"
         elif state == ledgers.OUT_OF_MEMORY:
             reason = f"more than {self.limits.memory_limit_mb:g} MB"
-        elif result is None and self.stop_token.requested:
+        elif result is None and self.stop.requested:
             state = ledgers.INTERRUPTED
         elif result is None and code < 0:
             state, reason = ledgers.KILLED, signal.Signals(-code).name
@@ -190,7 +190,7 @@ class Pool:
             one.process.kill()
             one.process.join()
 
-    def stop(self) -> None:
+    def end_all(self) -> None:
         """End every trial that runs; the ledger calls them interrupted."""
         for one in self.running:
             one.process.terminate()
@@ -215,7 +215,7 @@ def _resident_mb(pid: object) -> float:
 
 def run_trial(
     connection: Connection,
-    task: Callable[[DictConfig], Any],
+    task: Task,
     config: DictConfig,
     run_dir: str,
     compiled: str,
@@ -228,7 +228,8 @@ def run_trial(
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.utils import run_job, setup_globals
 
-    from pipeline.errors import ConfigError
+    from pipeline.cli.hydra_internals import job_context
+    from pipeline.errors import RoundtripError
 
     Path(run_dir).mkdir(parents=True, exist_ok=True)
     output = os.open(Path(run_dir) / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -254,11 +255,11 @@ def run_trial(
         config=config,
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
-        hydra_context=_context(config),
+        hydra_context=job_context(config),
     )
     try:
         value = done.return_value
-    except ConfigError as error:
+    except RoundtripError as error:
         connection.send(("reason", " ".join(error.problems)))
         sys.exit(2)
     except Exception as error:
@@ -269,10 +270,3 @@ def run_trial(
         sys.exit(1)
     result = value if isinstance(value, Result) else Result(float("nan") if value is None else value)
     connection.send(("result", result))
-
-
-def _context(config: DictConfig) -> Any:
-    from hydra._internal.callbacks import Callbacks
-    from hydra.types import HydraContext
-
-    return HydraContext(config_loader=None, callbacks=Callbacks(config))  # type: ignore[arg-type]

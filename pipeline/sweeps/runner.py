@@ -1,4 +1,4 @@
-"""Sweeps: the loop that keeps trials running, sweeps whose trials are listed, and the table at the end."""
+"""The loop that keeps the trials of a sweep running, and sweeps whose trials are listed."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from pipeline import ledger as ledgers
 from pipeline import sweep_report
 from pipeline.cli.command import DONE, FAILED, MISMATCH, Job, Result
 from pipeline.cli.composition import plain_values
 from pipeline.cli.stop import stop_signals
-from pipeline.config.binding import bind
+from pipeline.config.binding import parse
 from pipeline.config.schema import paired
-from pipeline.errors import ConfigError
-from pipeline.ledger import Ledger, Objectives, Trial
-from pipeline.trials import Limits, Pool
+from pipeline.errors import ConfigError, RoundtripError
+from pipeline.sweeps import leaderboard
+from pipeline.sweeps import ledger as ledgers
+from pipeline.sweeps.leaderboard import LeaderboardFile
+from pipeline.sweeps.ledger import Ledger, Objectives, Trial
+from pipeline.sweeps.trials import Limits, Pool, Task
 
 COMPILED = ".compiled"
 """Directory in a sweep's for what XLA compiles, while it runs."""
 
 log = logging.getLogger(__name__)
-
-Task = Callable[[DictConfig], Any]
 
 
 class Next(NamedTuple):
@@ -40,7 +40,7 @@ class Next(NamedTuple):
     study_trial: int | None = None
 
 
-class Plan(Protocol):
+class Plan:
     """Which trials a sweep consists of.
 
     Attributes:
@@ -52,24 +52,29 @@ class Plan(Protocol):
     @property
     def num_ended(self) -> int:
         """How many of them have ended, here or elsewhere."""
+        raise NotImplementedError
 
     def next(self) -> Next | None:
         """Return the trial that is to run next; `None` where there is none now."""
+        raise NotImplementedError
 
     def is_complete(self) -> bool:
         """Return whether there will not be another one, either."""
+        raise NotImplementedError
+
+    def ended(self, trial: Trial) -> None:
+        """Take note of what became of a trial."""
+        raise NotImplementedError
 
     def started(self, trial: Trial) -> None:
         """Take note of a trial that runs."""
 
-    def decide(self, number: int, epoch: int, metrics: Mapping[str, float]) -> bool:
-        """Return whether a trial, known by the number in its ledger, is to stop after an epoch."""
-
-    def ended(self, trial: Trial) -> None:
-        """Take note of what became of a trial."""
-
     def tick(self) -> None:
         """Do what has to be done from time to time: called after each look at the trials."""
+
+    def decide(self, number: int, epoch: int, metrics: Mapping[str, float]) -> bool:
+        """Return whether a trial, known by the number in its ledger, is to stop after an epoch."""
+        return False
 
 
 def objectives_of(config: DictConfig) -> Objectives:
@@ -97,6 +102,7 @@ def run(plan: Plan, task: Task, ledger: Ledger, limits: Limits, objectives: Obje
         StopRequested: A signal was received. The trials that ran are called interrupted.
     """
     bar = tqdm(total=plan.total, desc="trials", unit="trial", disable=None)
+    table = LeaderboardFile(ledger, objectives)
     compiled = ledger.directory / COMPILED
     shutil.rmtree(compiled, ignore_errors=True)  # A sweep that was killed may have left half of a file.
     compiled.mkdir()
@@ -109,32 +115,32 @@ def run(plan: Plan, task: Task, ledger: Ledger, limits: Limits, objectives: Obje
                 for trial in pool.wait():
                     if trial.state != ledgers.INTERRUPTED:
                         plan.ended(trial)
-                    ledgers.write_leaderboard(ledger, objectives)
+                    table.update()
                     if not bar.disable:
                         bar.write(_line(trial, objectives), file=sys.stderr)
                 _show(bar, plan, ledger, objectives)
                 plan.tick()
                 stop.check()
         except BaseException:
-            pool.stop()
+            pool.end_all()
             raise
         finally:
             shutil.rmtree(compiled, ignore_errors=True)
-            _write_tables(ledger, objectives)
+            _write_tables(table, ledger, objectives)
 
 
-def _write_tables(ledger: Ledger, objectives: Objectives) -> None:
+def _write_tables(table: LeaderboardFile, ledger: Ledger, objectives: Objectives) -> None:
     """Write the leaderboard and the page; that one cannot be written does not hide how the sweep ended."""
     try:
-        ledgers.write_leaderboard(ledger, objectives)
+        table.write()
         sweep_report.write(ledger, objectives)
-    except (OSError, ConfigError) as error:
+    except (OSError, RoundtripError) as error:
         log.error("the tables of the sweep cannot be written: %s", error)
 
 
 def _line(trial: Trial, objectives: Objectives) -> str:
     """Return what became of a trial, as a line."""
-    values = "  ".join(f"{key}={ledgers.shortened(value)}" for key, value in trial.values.items())
+    values = "  ".join(f"{key}={leaderboard.shortened(value)}" for key, value in trial.values.items())
     found = "" if trial.objective is None else f"{objectives[0][0]} {trial.objective:.6g}"
     words = [
         f"trial {trial.number}",
@@ -151,7 +157,7 @@ def _show(bar: Any, plan: Plan, ledger: Ledger, objectives: Objectives) -> None:
     if bar.disable or bar.n == plan.num_ended:
         return
     bar.n = plan.num_ended
-    best = ledgers.best(ledger.latest(), objectives)
+    best = leaderboard.best(ledger.latest(), objectives)
     if best is not None:
         bar.set_postfix_str(f"best {best.objective:.4g} (trial {best.number})", refresh=False)
     bar.refresh()
@@ -163,17 +169,13 @@ def limits_of(config: DictConfig) -> Limits:
     Raises:
         ConfigError: With what it may not say.
     """
-    problems: list[str] = []
     values = {str(key): value for key, value in config.hydra.launcher.items() if not str(key).startswith("_")}
     if values.get("n_jobs") is None:
         values["n_jobs"] = len(os.sched_getaffinity(0))
-    bound = bind(Limits, values, "hydra.launcher.", problems)
-    if problems:
-        raise ConfigError(*problems)
-    return Limits(**bound)
+    return parse(Limits, values, "hydra.launcher.")
 
 
-class _Listed:
+class _Listed(Plan):
     """Trials that are all known before the first runs."""
 
     def __init__(self, ledger: Ledger, configs: Sequence[DictConfig]) -> None:
@@ -200,17 +202,8 @@ class _Listed:
     def is_complete(self) -> bool:
         return not self._waiting
 
-    def started(self, trial: Trial) -> None:
-        pass
-
-    def decide(self, number: int, epoch: int, metrics: Mapping[str, float]) -> bool:
-        return False
-
     def ended(self, trial: Trial) -> None:
         self.trials[trial.config_hash] = trial
-
-    def tick(self) -> None:
-        pass
 
     def returns(self) -> list[JobReturn]:
         return [job_return(self.trials[digest]) for digest in self._hashes]
@@ -232,7 +225,7 @@ def launch(task: Task, configs: Sequence[DictConfig], limits: Limits) -> list[Jo
     with ledger.locked():
         listed = _Listed(ledger, configs)
         run(listed, task, ledger, limits, objectives_of(configs[0]))
-    show(ledger, objectives_of(configs[0]))
+    leaderboard.show(ledger, objectives_of(configs[0]))
     return listed.returns()
 
 
@@ -248,7 +241,7 @@ def check_all(task: Task, configs: Sequence[DictConfig]) -> None:
     for config in configs:
         try:
             task.check(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
-        except ConfigError as error:
+        except RoundtripError as error:
             where = " ".join(config.hydra.overrides.task)
             problems |= dict.fromkeys(f"{problem} ({where})" for problem in error.problems)
     if problems:
@@ -270,36 +263,3 @@ def job_return(trial: Trial) -> JobReturn:
     done.status = JobStatus.COMPLETED
     done.return_value = Result(objective, code, trial.verdict, trial.epochs, pruned, trial.further)
     return done
-
-
-def show(ledger: Ledger, objectives: Objectives) -> None:
-    """Print the summary, as wide as the terminal is."""
-    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-    print(summary(ledger, objectives, columns=columns), flush=True)
-
-
-def summary(ledger: Ledger, objectives: Objectives, *, columns: int) -> str:
-    """Return the leaderboard as an aligned table, and a sentence for each trial that did not finish.
-
-    Args:
-        ledger: The sweep's.
-        objectives: See `objectives_of`.
-        columns: The table is not to be wider, if that can be.
-    """
-    trials = ledgers.ranked(ledger.latest(), objectives)
-    header, lines = ledgers.rows(trials, objectives)
-    lines = [list(map(ledgers.shortened, line)) for line in lines]
-    if columns < sum(max(map(len, column)) + 2 for column in zip(header, *lines, strict=True)):
-        shown = [i for i, name in enumerate(header) if name not in ("epochs", "seconds")]
-        header, *lines = [[line[i] for i in shown] for line in [header, *lines]]
-    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
-    table = [
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        for line in [header, *lines]
-    ]
-    table += [
-        f"trial {trial.number} {trial.state}: {trial.reason or 'no reason'} ({trial.run_dir})"
-        for trial in trials
-        if trial.state not in ledgers.FINISHED
-    ]
-    return "\n".join([*table, f"ledger: {ledger.path}    page: {ledger.page}"])
