@@ -30,7 +30,8 @@ def test_the_example_trains_exports_and_verifies(command: Command, tmp_path: Pat
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
     overrides = ["--config-dir=myconf", "model=linear", "data.slope=3", "hydra.run.dir=run"]
-    completed = command("pipeline", *overrides)
+    # A new interpreter, as a user has: it finds the package in the current folder, and so do its children.
+    completed = command("pipeline", *overrides, cold=True)
     assert "verdict: match" in completed.stdout
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["test"]["loss"] < rows[0]["test"]["loss"] / 100
