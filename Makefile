@@ -8,7 +8,7 @@ BIN := .venv/bin
 # Where a step of the set-up fails half-way, the next call starts it again.
 READY := .venv/ready
 
-.PHONY: help run test slow latest check format bench lock clean
+.PHONY: help run test slow latest check format docs bench lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -47,6 +47,9 @@ check: $(READY)  ## format, lint and types
 format: $(READY)  ## put the code into its format
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+docs: $(READY)  ## write docs/configuration.md anew, from the configuration
+	$(BIN)/python docs/reference.py
 
 bench: $(READY)  ## the speed of training, evaluation and prediction; ROWS=gru for one row
 	$(BIN)/python -m tests.benchmarks --rows $(ROWS) $(ARGS)

@@ -1,7 +1,7 @@
 """The contract between a data source and the pipeline.
 
-A source's constructor takes plain values from the configuration; `load` returns NumPy arrays. Nothing
-here needs TensorFlow: data is read and checked before TensorFlow is imported.
+The constructor of a data source takes plain values from the configuration, and `load` returns NumPy arrays.
+This module does not need TensorFlow: data is read and checked before TensorFlow is imported.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 class DataError(ValueError):
-    """Data that cannot be used: the message says which, why, and what to do."""
+    """Data that cannot be used. The message names the data, the reason and the remedy."""
 
 
 @dataclass(frozen=True)
 class Stream:
-    """A training split that is read while it is used, since it may be larger than memory.
+    """A training split that is read during training, because it may be larger than memory.
 
     Attributes:
-        num_rows: How many rows it has.
-        ranges: The smallest and the largest value of each array.
-        digest: SHA-256 of what is read, in hexadecimal.
-        batches: (seed, epoch) -> a `tf.data.Dataset` of the epoch's whole batches, tensors by name; a
-            function of its arguments alone.
+        num_rows: The number of rows.
+        ranges: The smallest and the largest value of each array, by name.
+        digest: SHA-256 of the files of the split, in hexadecimal.
+        batches: Takes the seed and the number of the epoch; returns a `tf.data.Dataset` of whole batches,
+            tensors by name. Equal arguments must give equal batches in an equal order, because a run that
+            continues reads the epoch anew and skips the steps that are done.
     """
 
     num_rows: int
@@ -44,20 +45,32 @@ class Stream:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Two splits of named arrays, whose first dimensions are equal within a split.
+    """A training split and a test split of named arrays, checked when the object is made.
+
+        >>> x = np.linspace(0, 1, 8, dtype=np.float32)
+        >>> dataset = Dataset(train={"x": x[:6]}, test={"x": x[6:]}, batch_size=3)
+        >>> dataset.num_train, dataset.num_test
+        (6, 2)
+        >>> Dataset(train={"x": x[:6]}, test={"y": x[6:]}, batch_size=3)
+        Traceback (most recent call last):
+        data.base.DataError: The test split must have the training split's arrays ['x']. Received: ['y'].
+
+    The first dimension of every array is the row, and all arrays of a split have the same number of rows.
 
     Attributes:
-        train: Arrays by name; of a stream, the first rows. Each epoch takes `num_train // batch_size` whole
-            batches.
-        test: Held-out arrays of the same names, dtypes and shapes but for the first dimension.
+        train: Arrays `[N, ...]` by name. If there is a `stream`, its first rows. An epoch has
+            `num_train // batch_size` whole batches.
+        test: Held-out arrays with the names, the dtypes and, except for the number of rows, the shapes of
+            the training arrays.
         batch_size: Rows in a batch.
-        ordered: Batches follow the order of the rows in every epoch, because row b of a batch goes on
-            where row b of the batch before it ended. Otherwise the training rows are shuffled.
-        metadata: What a model may need to know of the data, as JSON values, such as its vocabulary.
+        ordered: Whether batches keep the order of the rows in every epoch. A model that carries state needs
+            this: row b of a batch continues row b of the batch before. If false, the training rows are
+            shuffled in every epoch.
+        metadata: Facts that a model may need, such as the vocabulary of a text, as JSON values.
         stream: The whole training split, if it is not in memory.
 
     Raises:
-        DataError: On construction, if any of this does not hold, or a value is not finite.
+        DataError: The object would break one of these rules, or an array holds a value that is not finite.
     """
 
     train: Arrays
@@ -87,6 +100,7 @@ class Dataset:
                 f"data.batch_size must be at most the {self.num_train} training examples. "
                 f"Received: {self.batch_size}."
             )
+        # State is carried through whole batches only: a shorter last batch would have rows without a state.
         for name in ("train", "test"):
             num_rows = self.num_train if name == "train" else self.num_test
             if self.ordered and num_rows % self.batch_size:
@@ -94,7 +108,7 @@ class Dataset:
                     f"The {name} split of ordered data must be whole batches of {self.batch_size}. "
                     f"Received: {num_rows} rows."
                 )
-
+        # `run.json` records the metadata.
         try:
             json.dumps(dict(self.metadata))
         except TypeError as error:
@@ -111,11 +125,15 @@ class Dataset:
         return _num_rows(self.test)
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of names, dtypes, shapes, values and their order, in hexadecimal."""
+        """Return the SHA-256 of names, dtypes, shapes, values and their order, in hexadecimal.
+
+        A run records the fingerprint. Later commands compare it, because metrics on other data prove nothing.
+        """
         digest = hashlib.sha256()
         for split, arrays in (("train", self.train), ("test", self.test)):
             for name in sorted(arrays):
                 array = np.ascontiguousarray(arrays[name])
+                # The same values must have the same fingerprint on a processor with the other byte order.
                 little_endian = array.dtype.newbyteorder("<")
                 header = [split, name, little_endian.str, list(array.shape)]
                 digest.update(json.dumps(header).encode())
@@ -128,21 +146,48 @@ class Dataset:
 
 
 class Source(Protocol):
-    """What a class named by `data._target_` provides."""
+    """The method of a class that `data._target_` names.
+
+        >>> class Line:
+        ...     def __init__(self, *, batch_size: int = 5, slope: float = 2.0) -> None:
+        ...         self.batch_size = batch_size
+        ...         self.slope = slope
+        ...
+        ...     def load(self) -> Dataset:
+        ...         x = np.linspace(0, 1, 20, dtype=np.float32)
+        ...         arrays = {"x": x, "y": self.slope * x}
+        ...         return Dataset(train=arrays, test=arrays, batch_size=self.batch_size)
+        >>> source: Source = Line(slope=3.0)
+        >>> dataset = source.load()
+        >>> float(dataset.train["y"][-1])
+        3.0
+
+    The constructor takes keyword arguments with type annotations; they are the keys of the section `data`.
+    `Annotated[int, ">= 1"]` states a range as well. A later command makes the source from the same
+    arguments, so `load` must return the same arrays each time.
+    """
 
     def load(self) -> Dataset:
         """Read or make the data.
 
         Raises:
-            DataError: The data is missing, damaged or not what it should be.
+            DataError: The data is missing, damaged or not as it should be. `ValueError` and `OSError` are
+                reported in the same way.
         """
 
 
 def check_memory(num_bytes: int, what: str) -> None:
-    """Check that so much could be held in memory at all.
+    """Check that the memory of the machine could hold a number of bytes.
+
+    A damaged or hostile header may announce any size. The check comes before the memory is taken, since
+    Linux ends a process that takes too much instead of raising an error in it.
+
+    Args:
+        num_bytes: The number of bytes.
+        what: The name of the file, for the message.
 
     Raises:
-        DataError: The machine has less.
+        DataError: The machine has less memory.
     """
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if num_bytes > available:
@@ -153,7 +198,12 @@ def check_memory(num_bytes: int, what: str) -> None:
 
 
 def split_tail(arrays: Arrays, test_fraction: float) -> tuple[Arrays, Arrays]:
-    """Split off the last `test_fraction` of the rows, at least one, as the test split."""
+    """Return a training split and a test split: the last `test_fraction` of the rows, at least one row.
+
+    Args:
+        arrays: Arrays `[N, ...]` by name.
+        test_fraction: In (0, 1).
+    """
     num_test = max(1, round(_num_rows(arrays) * test_fraction))
     train = {name: array[:-num_test] for name, array in arrays.items()}
     return train, {name: array[-num_test:] for name, array in arrays.items()}

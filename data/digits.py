@@ -1,4 +1,4 @@
-"""Handwritten digits that come with scikit-learn: 1,797 images, no download."""
+"""The handwritten digits that are part of scikit-learn: 1,797 images, no download."""
 
 from __future__ import annotations
 
@@ -13,8 +13,16 @@ from data.base import Dataset, split_tail
 class Digits:
     """Images `[N, 28, 28, 1]` uint8 in [0, 255], labels `[N]` uint8 in [0, 10).
 
-    The 8 x 8 originals (0 ... 16) are scaled to 0 ... 255, each pixel becomes a square of 3 x 3, and a
-    margin of 2 black pixels surrounds them. The last `test_fraction` of the rows is the test split.
+    The originals have 8 x 8 pixels with values 0 to 16. `load` scales the values to 0 to 255, makes each
+    pixel a square of 3 x 3, and adds a margin of 2 black pixels. The source is scikit-learn's `load_digits`,
+    the test set of https://archive.ics.uci.edu/dataset/80.
+
+    Args:
+        batch_size: Rows in a batch.
+        test_fraction: Fraction of the rows, from the end, that is the test split.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
     """
 
     def __init__(
@@ -23,6 +31,7 @@ class Digits:
         batch_size: Annotated[int, ">= 1"] = 100,
         test_fraction: Annotated[float, "> 0", "< 1"] = 0.2,
     ) -> None:
+        # Checked here, not in `load`: the check of the configuration reports it with all other problems.
         if importlib.util.find_spec("sklearn") is None:
             raise ImportError(
                 "data=digits needs scikit-learn, which is not installed. "

@@ -22,7 +22,7 @@ MIRROR = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 TIMEOUT_SECS = 30
 MAX_DOWNLOAD_BYTES = 2**26
 
-# MD5 of the unpacked files, which names the canonical bytes whatever packed them.
+# MD5 of the unpacked files. Packed files differ from mirror to mirror, because gzip stores a time and a name.
 DIGESTS = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
@@ -34,8 +34,15 @@ DIGESTS = {
 class Mnist:
     """Images `[N, 28, 28, 1]` uint8 in [0, 255], labels `[N]` uint8 in [0, 10).
 
-    Looks for the four IDX files, packed with gzip or not, in `dir`. Those that are missing are
-    downloaded from `url` into `dir` if `download` is set, and checked against their known digests.
+    `load` looks for the four IDX files, packed with gzip or not, in `dir`. If `download` is true, `load`
+    downloads the missing files from `url` into `dir` and compares their MD5 with that of the original files.
+    Files that are there already may hold any other images and labels, such as Fashion-MNIST.
+
+    Args:
+        dir: Folder of the IDX files; `load` looks there before it downloads.
+        batch_size: Rows in a batch.
+        download: Whether to download missing files.
+        url: Folder to download from.
     """
 
     def __init__(
@@ -52,7 +59,11 @@ class Mnist:
         self.url = url
 
     def load(self) -> Dataset:
-        """Read the four files, after downloading those that are missing."""
+        """Read the four files; download missing files before.
+
+        Raises:
+            DataError: A file is missing and cannot be downloaded, or is damaged.
+        """
         for name in DIGESTS:
             if self._find(name) is None:
                 self._fetch(name)
@@ -91,6 +102,7 @@ class Mnist:
                 urllib.request.urlopen(url, timeout=TIMEOUT_SECS) as response,
                 tempfile.NamedTemporaryFile(dir=self.dir, suffix=".part", delete=False) as file,
             ):
+                # A file appears under its own name only when it is whole: another process may look for it.
                 part = Path(file.name)
                 while chunk := response.read(2**20):
                     file.write(chunk)
@@ -111,14 +123,14 @@ class Mnist:
 
 
 def _open(path: Path) -> IO[bytes]:
-    """Open a file, to be unpacked while it is read if gzip's magic number opens it."""
+    """Open a file for reading; unpack it during reading if it begins with the magic number of gzip."""
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     return cast(IO[bytes], gzip.open(path) if packed else path.open("rb"))
 
 
 def _md5(path: Path) -> str:
-    """Return the digest of what a file unpacks to, of which little is in memory at a time."""
+    """Return the MD5 of the unpacked content of a file, reading a mebibyte at a time."""
     with _unpacking(path), _open(path) as file:
         digest = hashlib.md5(usedforsecurity=False)
         while chunk := file.read(2**20):
@@ -135,10 +147,13 @@ def _unpacking(path: Path) -> Iterator[None]:
 
 
 def _read_idx(path: Path, *, num_dimensions: int) -> np.ndarray:
-    """Return the array of an IDX file of unsigned bytes; no more is read than its header says.
+    """Return the array of an IDX file of unsigned bytes; keep no more bytes than the header announces.
+
+    The format: two zero bytes, the type (8 is unsigned byte), the number of dimensions, each dimension as a
+    big-endian 32-bit integer, then the values. See http://yann.lecun.com/exdb/mnist/.
 
     Raises:
-        DataError: The magic number, the dimensions or the length are not what they must be.
+        DataError: The magic number, the dimensions or the length of the file are wrong.
     """
     magic = bytes([0, 0, 8, num_dimensions])
     with _unpacking(path), _open(path) as file:

@@ -1,4 +1,7 @@
-"""A user's own arrays, from NumPy's `.npz` archives."""
+"""Arrays of the user, from NumPy's `.npz` archives.
+
+Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,13 @@ from data.base import Arrays, DataError, Dataset, check_memory, split_tail
 
 
 class Npz:
-    """Arrays named as in the model's `evaluate` signature, rows first.
+    """The arrays of `.npz` archives, `[N, ...]`, with the names of the inputs of the model's `evaluate`.
 
-    The test split is `test_path`, or without it the last `test_fraction` of the rows of `path`.
+    Args:
+        path: Archive of the training split.
+        test_path: Archive of the test split. `None` takes the last `test_fraction` of the rows of `path`.
+        batch_size: Rows in a batch.
+        test_fraction: Fraction of the rows, from the end, that is the test split if there is no `test_path`.
     """
 
     def __init__(
@@ -32,10 +39,14 @@ class Npz:
         self.test_fraction = test_fraction
 
     def load(self) -> Dataset:
-        """Read the archives."""
+        """Read the archives.
+
+        Raises:
+            DataError: An archive is missing or damaged, or holds arrays of unequal length.
+        """
         arrays = _read(self.path)
         if self.test_path is None:
-            # Split only what is consistent: the length of one array stands for all.
+            # `split_tail` takes the length of one array for the length of all.
             lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
             if len(set(lengths.values())) != 1 or min(lengths.values()) < 2:
                 raise DataError(
@@ -48,10 +59,11 @@ class Npz:
 
 
 def _check_headers(members: zipfile.ZipFile) -> None:
-    """Check, before any memory is taken, that each array is as large as it says.
+    """Check that each array has as many bytes as its header announces, before memory is taken for any.
 
     Raises:
-        ValueError: One is not.
+        ValueError: An array has more or fewer bytes.
+        DataError: The machine has less memory than the arrays need.
     """
     check_memory(sum(info.file_size for info in members.infolist()), str(members.filename))
     for info in members.infolist():
@@ -71,17 +83,18 @@ def read_archive(path: Path) -> Arrays:
     """Return the arrays of an archive.
 
     Raises:
-        DataError: It is damaged, holds what would have to be unpickled, or more than memory does.
-        FileNotFoundError: It is not there.
+        DataError: The archive is damaged, holds Python objects, or is larger than memory.
+        FileNotFoundError: The archive does not exist.
     """
     try:
-        # A lone .npy array would open, too, as something else.
+        # `np.load` would also open a single `.npy` array, which has no names; `ZipFile` refuses it. Python
+        # objects are pickles, which run code when they are loaded, so `allow_pickle` stays false.
         with zipfile.ZipFile(path) as members, np.load(path, allow_pickle=False) as archive:
             _check_headers(members)
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise
-    except Exception as error:  # NumPy and zipfile raise whatever the damaged bytes lead them into.
+    except Exception as error:  # On damaged bytes, NumPy and zipfile raise errors without a common type.
         raise DataError(
             f"{path} must be an .npz archive of plain arrays, as numpy.savez writes it. "
             f"Reading it failed: {error}."

@@ -1,4 +1,4 @@
-"""Numbers with their doubles: the function f([x, x]) = 2x."""
+"""Numbers and their doubles: examples of the function f([x, x]) = 2x."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from data.base import Arrays, Dataset
 class Numbers:
     """Feature `[N, 2]` float32 = [x, x], target `[N, 1]` float32 = 2x.
 
-    Trains on x = 0, 1, ..., count - 1; tests on the numbers half-way between them.
+    The training split has x = 0, 1, ..., count - 1. The test split has the numbers half-way between them.
+
+    Args:
+        batch_size: Rows in a batch.
+        count: Rows of the training split.
     """
 
     def __init__(

@@ -10,7 +10,20 @@ from data.base import Dataset
 
 
 class Sequences:
-    """Features `[N, T, F]` float32 ~ N(0, 1), labels `[N]` int32 in [0, C), both from `seed`."""
+    """Features `[N, T, F]` float32 ~ N(0, 1), labels `[N]` int32 in [0, C), both drawn from `seed`.
+
+    Features and labels are independent, so a model can learn nothing that holds on the test split.
+
+    Args:
+        batch_size: Rows in a batch.
+        num_train: Rows of the training split.
+        num_test: Rows of the test split.
+        num_steps: T, the number of time steps.
+        num_features: F, the number of features in each time step.
+        num_classes: C, the number of classes.
+        seed: Seed of the random numbers. It is not the seed of the run, so that runs that differ in their
+            seeds train on the same data.
+    """
 
     def __init__(
         self,

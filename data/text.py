@@ -11,14 +11,18 @@ from data.base import Arrays, DataError, Dataset
 
 
 class Text:
-    """Tokens `[N, T]` and targets `[N, T]`, the next characters, as indices into the vocabulary.
+    """Tokens `[N, T]` and targets `[N, T]`: indices of characters, and of the characters that follow them.
 
-    Each split is cut into `batch_size` streams of equal length; batch i holds the i-th sequence of
-    `sequence_length` characters of every stream, so a recurrent state can be carried along. The last
-    `test_fraction` of the text is the test split. The vocabulary (metadata `vocabulary`) is every
-    character of the text, sorted; the dtype is the narrowest of uint8, uint16 and int32 that holds it.
+    `load` cuts each split into `batch_size` streams of equal length. Batch i holds the i-th sequence of
+    `sequence_length` characters of every stream, so a model can carry its state from batch to batch.
+    The vocabulary, `metadata["vocabulary"]`, is a string of all distinct characters of the text, sorted by
+    code point. The dtype is the first of uint8, uint16 and int32 that holds every index.
 
-    Without a `path` the text is the language reference that ships inside Python (`pydoc_data`).
+    Args:
+        path: A UTF-8 text file. `None` is the language reference that is part of Python (`pydoc_data`).
+        batch_size: Number of streams, which is the number of rows in a batch.
+        sequence_length: T, the characters in a row: the gradient does not go back further.
+        test_fraction: Fraction of the text, from the end, that is the test split.
     """
 
     def __init__(
@@ -35,9 +39,14 @@ class Text:
         self.test_fraction = test_fraction
 
     def load(self) -> Dataset:
-        """Read the text and cut it into streams."""
+        """Read the text and cut it into streams.
+
+        Raises:
+            DataError: The file cannot be read, is not UTF-8, or is too short.
+        """
         text = self._read()
         vocabulary = "".join(sorted(set(text)))
+        # A code point is four bytes in UTF-32, so NumPy looks all characters up without a Python loop.
         code_points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
         known = np.array([ord(character) for character in vocabulary], np.uint32)
         tokens = np.searchsorted(known, code_points).astype(_narrowest(len(vocabulary)))
@@ -76,6 +85,7 @@ class Text:
         used = self.batch_size * num_steps * self.sequence_length
 
         def rows(values: np.ndarray) -> np.ndarray:
+            # Row step * batch_size + stream: consecutive batches then continue each stream.
             in_order = values[:used].reshape(shape).swapaxes(0, 1)  # [step, stream, T]
             return np.ascontiguousarray(in_order).reshape(-1, self.sequence_length)  # [N, T]
 

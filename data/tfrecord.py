@@ -1,11 +1,14 @@
 """Training splits larger than memory, in shards of TensorFlow's record format.
 
-records.json                          what the shards hold: arrays, rows, digests
-train-00000-of-00008.tfrecord[.gz]    a `tf.train.Example` for each row, each array's bytes a feature
-head.npz                              the first rows of the training split
-test.npz                              the test split, which stays in memory
+A folder holds:
 
-`python -m pipeline.records` writes them from any other data source.
+    records.json                        names, dtypes, shapes of the arrays; rows and SHA-256 of each shard
+    train-00000-of-00008.tfrecord[.gz]  a `tf.train.Example` for each row; a feature holds an array's bytes
+    head.npz                            the first rows of the training split
+    test.npz                            the test split, which stays in memory
+
+`python -m pipeline.records` writes such a folder from any other data source.
+Format: https://www.tensorflow.org/tutorials/load_data/tfrecord.
 """
 
 from __future__ import annotations
@@ -28,15 +31,23 @@ if TYPE_CHECKING:
 
 MANIFEST, HEAD, TEST = "records.json", "head.npz", "test.npz"
 NUM_HEAD = 256
+"""Rows of the training split in `head.npz`: checks of shapes and dtypes need rows, but not many."""
+
 BLOCK_ROWS = 16
-"""Rows taken from a shard before the next one's turn."""
+"""Rows that are read from a shard before the turn of the next shard."""
 
 
 class TFRecord:
-    """What `Writer` has written to `dir`.
+    """A data set in the shards that `Writer` has written to `dir`, read during training.
 
-    An epoch reads the shards in an order of its own, `interleave` of them at a time, and shuffles among
-    `shuffle_rows` rows; ordered data is read as it was written.
+    Each epoch reads the shards in another order, which follows from the seed of the run and the number of the
+    epoch. Data that must keep its order is read in the order in which it was written.
+
+    Args:
+        dir: Folder of the shards.
+        batch_size: Rows in a batch.
+        interleave: Shards that are read at a time.
+        shuffle_rows: Rows in memory among which the next row is drawn.
     """
 
     def __init__(
@@ -54,15 +65,19 @@ class TFRecord:
         self._are_checked = False
 
     def load(self) -> Dataset:
-        """Read the manifest and the test split, and check that every shard is there.
+        """Read `records.json` and the test split, and check that every shard exists in its full size.
 
-        What the shards hold is checked before the first batch is taken.
+        The SHA-256 of the shards is compared later, before the first batch: reading all shards takes long.
+
+        Raises:
+            DataError: A file is missing, damaged or changed.
         """
         path = self.dir / MANIFEST
         try:
             text = path.read_bytes()
             self.manifest: dict[str, Any] = json.loads(text)
             shards = self.manifest["shards"]
+            # The file may come from somebody who is not trusted: no name may lead to another folder.
             if any(Path(name).name != name for name in shards):
                 raise ValueError("a shard's name leads elsewhere")
             sizes = {name: (self.dir / name).stat().st_size for name in shards}
@@ -101,7 +116,11 @@ class TFRecord:
             )
 
     def _check_shards(self) -> None:
-        """Hold each shard against its digest, once, since to read all of them may take a while."""
+        """Compare the SHA-256 of each shard, once for each process.
+
+        Raises:
+            DataError: A shard was changed.
+        """
         if self._are_checked:
             return
         shards = self.manifest["shards"]
@@ -112,6 +131,7 @@ class TFRecord:
         self._are_checked = True
 
     def _batches(self, seed: int, epoch: int) -> tf.data.Dataset:
+        """Return the whole batches of an epoch: see `Stream.batches`."""
         import tensorflow as tf
 
         self._check_shards()
@@ -125,6 +145,7 @@ class TFRecord:
             cycle_length=1 if ordered else min(self.interleave, len(paths)),
             block_length=BLOCK_ROWS,
             num_parallel_calls=tf.data.AUTOTUNE,
+            # Without this, the shard that answers first would come first.
             deterministic=True,
         )
         if not ordered:
@@ -134,6 +155,7 @@ class TFRecord:
         return batches.map(decode, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
     def _decode(self, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Return the arrays of a batch of serialized `tf.train.Example`s, string `[B]`."""
         import tensorflow as tf
 
         arrays = self.manifest["arrays"]
@@ -148,11 +170,11 @@ class TFRecord:
 
 
 class Writer:
-    """Writes a data set for `TFRecord` to read.
+    """Writes a data set as shards, which `TFRecord` reads.
 
-    Attributes:
-        num_shards: Files that the training split is divided into.
-        compression: Of each of them.
+    Args:
+        num_shards: Number of files that the training split is divided into.
+        compression: How each file is packed.
     """
 
     def __init__(
@@ -162,10 +184,10 @@ class Writer:
         self.compression = compression
 
     def write(self, dataset: Dataset, folder: Path) -> Iterable[int]:
-        """Write to an empty folder; yield the number of rows of each shard when it is written.
+        """Write a data set to an empty folder; yield the number of rows of each shard after it is written.
 
         Raises:
-            DataError: The data set has been read from shards itself, or has fewer rows than there are shards.
+            DataError: The data set comes from shards already, or has fewer rows than the number of shards.
         """
         num_rows = dataset.num_train
         if dataset.stream is not None or num_rows < self.num_shards:
@@ -204,6 +226,7 @@ class Writer:
     def _write_shard(self, path: Path, arrays: Arrays) -> None:
         import tensorflow as tf
 
+        # A feature stores bytes without their order. They are little-endian, as `decode_raw` expects.
         little = {key: np.ascontiguousarray(a, a.dtype.newbyteorder("<")) for key, a in arrays.items()}
         with tf.io.TFRecordWriter(str(path), "GZIP" if self.compression == "gzip" else None) as writer:
             for row in range(len(next(iter(arrays.values())))):

@@ -1,10 +1,10 @@
-"""The contract between a model and the pipeline, and what classifiers share.
+"""The contract between a model and the pipeline, and functions that all classifiers share.
 
-A model is *named variables* and *named signatures*. Its constructor takes plain numbers from the
-configuration and runs before TensorFlow is imported, so that a mistyped value answers at once; `build`
-is where TensorFlow comes in. Nothing here knows how training, checkpoints or exports work.
+A model is *named variables* and *named signatures*. The constructor of a model takes plain numbers from the
+configuration and runs before TensorFlow is imported, so that a mistyped value is reported at once. `build`
+imports TensorFlow and makes the variables. This module knows nothing of training, checkpoints or exports.
 
-Shapes are written with these letters, here and in every model:
+Every model writes shapes with these letters:
 
     B  examples in a batch      T  time steps      F  features      C  classes
     N  examples in a data set   H  hidden units    V  characters of the vocabulary
@@ -25,12 +25,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """What a model accepts under one name of a batch.
+    """The shape, the dtypes and the ranges that a model accepts for one array of a batch.
+
+        >>> str(ArraySpec((None, 28, 28, 1), {"uint8": None, "float32": (0, 1)}))
+        '[any, 28, 28, 1] uint8 or float32 in [0, 1]'
 
     Attributes:
-        shape: Dimensions, the batch first; `None` where any size will do.
-        dtypes: The accepted dtypes by NumPy name, each with its smallest and largest value, or `None`
-            where any finite value will do.
+        shape: Dimensions, the batch dimension first; `None` accepts any size.
+        dtypes: The accepted dtypes by NumPy name. Each has its smallest and largest value, or `None` if every
+            finite value is accepted.
     """
 
     shape: tuple[int | None, ...]
@@ -55,27 +58,51 @@ def indices(size: int, *, rank: int = 1) -> ArraySpec:
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """A model with its variables made and its functions ready to trace.
+    """A model whose variables exist and whose functions are ready to be traced.
+
+        >>> import tensorflow as tf
+        >>> slope = tf.Variable(2.0)
+        >>> x, y = (tf.TensorSpec([None], tf.float32, name) for name in ("x", "y"))
+        >>> @signature(x)
+        ... def serving_default(x):
+        ...     return {"y": slope * x}
+        >>> @signature(x, y)
+        ... def evaluate(x, y):
+        ...     return {"loss_sum": tf.reduce_sum((slope * x - y) ** 2), "count": tf.size(x)}
+        >>> def loss(batch, seed):
+        ...     return tf.reduce_mean((slope * batch["x"] - batch["y"]) ** 2), {}
+        >>> built = BuiltModel(
+        ...     weights={"slope": slope},
+        ...     loss=loss,
+        ...     signatures={"serving_default": serving_default, "evaluate": evaluate},
+        ... )
+        >>> built.signatures["serving_default"](x=tf.constant([3.0]))["y"].numpy().tolist()
+        [6.0]
+
+    An output of `loss` or of a signature that is named like an input is **carried**: its value is the input
+    for the next batch. A model that carries state also has a signature `initial_state`, which takes
+    `batch_size` (int32 `[]`) and returns the state before the first batch. `models.char_lstm` is an example.
 
     Attributes:
-        weights: Every variable by its path, such as `output/kernel`. These names are the keys of every
-            checkpoint, so they may not depend on what the process built before.
-        loss: Called with a batch (carried state included) and an int32 `[2]` seed that is a pure
-            function of the run's seed and the step. Returns the scalar to minimise and the carried
-            state for the next batch (empty for a stateless model). Traced as it is written, like a
-            signature (see `signature`).
-        signatures: `tf.function`s with a fixed input signature that return a dict. `evaluate` takes a
-            batch and returns per-batch sums (`loss_sum`, ..., `count`). An output named like an input
-            is carried to the next batch; a model that carries state has a signature `initial_state`.
-        score: `evaluate` without the model: takes outputs of the signature that predicts from a batch,
-            and the batch's other arrays, by their names, and returns the sums. With it, formats that
-            cannot hold `evaluate` (Keras, quantized LiteRT) are evaluated, too.
-        network: The same as a Keras model whose inputs and outputs are named as a signature's, for the
-            format `keras`. Its variables are among the weights.
-        session_graph: A function whose inputs and outputs give their names to the tensors of the
-            format `meta_graph`; without it, they are those of the input pipeline of `simple_save`.
-        examples: Inputs of a signature, for which the exports' answers are compared, where those made of
-            the test split will not do: indices that must be in a range, for instance.
+        weights: Every variable by its path, such as `output/kernel`. The paths are the keys of every
+            checkpoint. A path must therefore not depend on other models that the process built before.
+        loss: Takes a batch with the carried state, and an int32 `[2]` seed, which follows from the seed of
+            the run and the number of the step alone. Returns the scalar to minimise, and the carried state
+            for the next batch (empty for a model without state). The function is traced as it is written:
+            see `signature`.
+        signatures: `tf.function`s with a fixed input signature that return a dict. `evaluate` takes a batch
+            and returns sums over the batch: `loss_sum`, `count`, and a sum such as `accuracy_sum` for each
+            further metric.
+        score: A function that computes the sums of `evaluate` without the variables. The inputs are outputs
+            of a signature that predicts from a batch, and the other arrays of the batch, all by name. Formats
+            that cannot hold `evaluate` (Keras, int8 LiteRT) are evaluated with it.
+        network: The same function as a Keras model, for the format `keras`. The inputs and outputs have the
+            names of a signature's, and the variables of the network are among `weights`.
+        session_graph: A function whose inputs and outputs give their names to the tensors of the format
+            `meta_graph`. Without it the tensors have the names of the input pipeline of `simple_save`.
+        examples: Inputs of a signature by name, by signature. The answers of an export to these inputs are
+            compared with the trained model's. A signature needs an example where inputs made from the test
+            split would not be valid, such as indices that must be in a range.
     """
 
     weights: Mapping[str, tf.Variable]
@@ -88,13 +115,46 @@ class BuiltModel:
 
 
 class Model(Protocol):
-    """What a class named by `model._target_` provides."""
+    """The methods of a class that `model._target_` names.
+
+        >>> class Scale:
+        ...     def arrays(self, metadata):
+        ...         return {name: ArraySpec((None,), {"float32": None}) for name in ("x", "y")}
+        ...
+        ...     def build(self, batch, metadata):
+        ...         import tensorflow as tf
+        ...
+        ...         scale = tf.Variable(1.0)
+        ...
+        ...         @signature(batch["x"], batch["y"])
+        ...         def evaluate(x, y):
+        ...             return {"loss_sum": tf.reduce_sum((scale * x - y) ** 2), "count": tf.size(x)}
+        ...
+        ...         def loss(batch, seed):
+        ...             sums = evaluate(**batch)
+        ...             return sums["loss_sum"] / tf.cast(sums["count"], tf.float32), {}
+        ...
+        ...         return BuiltModel(weights={"scale": scale}, loss=loss, signatures={"evaluate": evaluate})
+        >>> import tensorflow as tf
+        >>> model: Model = Scale()
+        >>> batch = {name: tf.TensorSpec([None], tf.float32, name) for name in model.arrays({})}
+        >>> built = model.build(batch, {})
+        >>> x, y = tf.constant([1.0, 2.0]), tf.constant([2.0, 4.0])
+        >>> float(built.signatures["evaluate"](x=x, y=y)["loss_sum"])
+        5.0
+
+    The constructor takes keyword arguments with type annotations; they are the keys of the section `model`.
+    `Annotated[int, ">= 1"]` states a range as well.
+    """
 
     def arrays(self, metadata: Mapping[str, Any]) -> Mapping[str, ArraySpec]:
-        """Describe the arrays of a batch, given what the data says of itself.
+        """Return the spec of each array of a batch.
+
+        Args:
+            metadata: Facts about the data, such as the vocabulary of a text.
 
         Raises:
-            ValueError: The metadata lacks what the model needs.
+            ValueError: The metadata lacks a fact that the model needs.
         """
 
     def build(self, batch: Mapping[str, tf.TensorSpec], metadata: Mapping[str, Any]) -> BuiltModel:
@@ -102,32 +162,38 @@ class Model(Protocol):
 
         Args:
             batch: Shape (batch dimension `None`) and dtype of each array, as the data provides it.
-            metadata: What the data says of itself, such as its vocabulary.
+            metadata: Facts about the data, such as the vocabulary of a text.
         """
 
 
 def signature(*specs: tf.TensorSpec) -> Any:
     """Return a decorator that makes a function of named tensors a signature.
 
-    The function is traced as it is written. Loops and branches over tensors are `tf.while_loop` and
-    `tf.cond`; one that would rather have them translated from Python uses `tf.function` itself.
+    The function is traced as it is written: AutoGraph does not translate Python loops and branches over
+    tensors. Use `tf.while_loop` and `tf.cond`, or decorate with `tf.function` to have them translated.
+
+    Args:
+        specs: The spec of each parameter, in the order of the parameters. The name of a spec becomes the name
+            of the input.
     """
     import tensorflow as tf
 
+    # Without AutoGraph the graph holds the operations of the function and no others, and an error points at
+    # the user's own lines.
     return tf.function(autograph=False, input_signature=specs)
 
 
 def weights_of(network: keras.Model) -> dict[str, tf.Variable]:
     """Return the raw variables of a Keras model by path.
 
-    The raw variables, because the TF1 and C++ loaders of a SavedModel find none when the Keras object
-    itself is tracked: they then fail, or serve numbers out of uninitialised memory.
+    A SavedModel must hold the raw variables. If it tracks the Keras object instead, the TF1 and C++ loaders
+    find no variables: they then fail, or serve numbers out of uninitialised memory.
     """
     return {variable.path: variable.value for variable in network.weights}
 
 
 def classify(logits: tf.Tensor) -> Tensors:
-    """Return what a classifier serves: logits `[B, C]`, probabilities `[B, C]`, class_id `[B]` int64."""
+    """Return the outputs of a classifier: logits `[B, C]`, probabilities `[B, C]`, class_id `[B]` int64."""
     import tensorflow as tf
 
     return {
@@ -145,9 +211,10 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
 
 def classification_sums(logits: tf.Tensor, labels: tf.Tensor) -> Tensors:
-    """Return `loss_sum`, `accuracy_sum` and `count` over all leading dimensions of logits `[..., C]`.
+    """Return `loss_sum` (nats), `accuracy_sum` and `count` over all leading dimensions of logits `[..., C]`.
 
-    In operations that every runtime has, unlike the fused cross-entropy for training.
+    The sums use operations that every runtime has. The fused `cross_entropy` is faster and serves training
+    alone: under deterministic operations, tf2onnx converts it to a function that returns NaN.
     """
     import tensorflow as tf
 
@@ -168,7 +235,10 @@ def _sums(scores: tf.Tensor, log_probabilities: tf.Tensor, labels: tf.Tensor) ->
 
 
 def classifier(network: keras.Model) -> keras.Model:
-    """Return a Keras model that classifies as `classify` does, given one that returns logits `[B, C]`."""
+    """Return a Keras model with the outputs of `classify`, from one whose output is logits `[B, C]`.
+
+    The format `keras` compares this model with `serving_default`: inputs and outputs have the same names.
+    """
     import keras
 
     logits = network.outputs[0]

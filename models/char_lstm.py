@@ -26,18 +26,25 @@ if TYPE_CHECKING:
 
 
 class CharLSTM:
-    """An LSTM whose state is carried from each sequence to the next (truncated BPTT).
+    """An LSTM whose state is carried from each sequence to the next: truncated backpropagation through time.
 
-    Batch: tokens `[B, T]` and targets `[B, T]`, indices into the vocabulary; row b of a batch goes on
-    where row b of the batch before it ended. The data's metadata must hold `vocabulary`, a string of
-    V distinct characters in the order of their code points.
+    Batch: tokens `[B, T]` and targets `[B, T]`, integers in [0, V), indices into the vocabulary. Row b of a
+    batch continues row b of the batch before. The metadata of the data must hold `vocabulary`: a string
+    of V distinct characters in the order of their code points.
+
+    Args:
+        units: H, the number of units.
     """
 
     def __init__(self, *, units: Annotated[int, ">= 1"] = 500) -> None:
         self.units = units
 
     def arrays(self, metadata: Mapping[str, Any]) -> Mapping[str, ArraySpec]:
-        """Describe tokens and targets."""
+        """Return the specs of tokens and targets.
+
+        Raises:
+            ValueError: The metadata holds no vocabulary.
+        """
         if not metadata.get("vocabulary"):
             raise ValueError(
                 "models.char_lstm.CharLSTM needs data that states its vocabulary. "
@@ -53,6 +60,7 @@ class CharLSTM:
         tokens = keras.Input((None,), dtype="int32", name="tokens")
         state_c = keras.Input((self.units,), name="state_c")
         state_h = keras.Input((self.units,), name="state_h")
+        # On a machine with a GPU, Keras would trace the cuDNN kernel into the exported graph.
         lstm = keras.layers.LSTM(
             self.units, return_sequences=True, return_state=True, use_cudnn=False, name="lstm"
         )
@@ -70,7 +78,8 @@ class CharLSTM:
     def build(self, batch: Mapping[str, tf.TensorSpec], metadata: Mapping[str, Any]) -> BuiltModel:
         """Make the variables, the loss and the signatures.
 
-        `step` (also `serving_default`) continues a text, `generate` samples one inside the graph.
+        `step`, which is also `serving_default`, reads tokens and returns the probabilities of the next ones.
+        `initial_state` returns the state before the first token. `generate` samples a text inside the graph.
         """
         import tensorflow as tf
 
@@ -81,7 +90,7 @@ class CharLSTM:
         state_h_spec = tf.TensorSpec([None, self.units], tf.float32, "state_h")
 
         def run(tokens: tf.Tensor, state_c: tf.Tensor, state_h: tf.Tensor) -> tuple[tf.Tensor, Tensors]:
-            # A one-hot vector times the kernel is a row of the kernel.
+            # A one-hot vector times the kernel is a row of the kernel, and a gather is cheaper.
             by_time = tf.gather(kernel, tf.transpose(tf.cast(tokens, tf.int32)))
             logits, state = _run(network, by_time, state_c, state_h)
             return tf.transpose(logits, [1, 0, 2]), state
@@ -96,7 +105,7 @@ class CharLSTM:
 
         @signature(tf.TensorSpec([], tf.int32, "batch_size"))
         def initial_state(batch_size: tf.Tensor) -> Tensors:
-            # Two tensors, not one twice: a signature's outputs must be distinct.
+            # Two tensors instead of one tensor twice: TensorFlow requires distinct outputs of a signature.
             shape = [batch_size, self.units]
             return {"state_c": tf.zeros(shape), "state_h": tf.zeros(shape)}
 
@@ -129,14 +138,18 @@ def _score(vocabulary_size: int, targets_spec: tf.TensorSpec) -> Callable[..., T
 
     @signature(tf.TensorSpec([None, None, vocabulary_size], tf.float32, "probabilities"), targets_spec)
     def score(probabilities: tf.Tensor, targets: tf.Tensor) -> Tensors:
-        # A quantized probability may be 0, whose logarithm no sum survives.
+        # A quantized probability may be 0. The logarithm of 0 would make every sum infinite.
         return _with_bits(classification_sums(tf.math.log(tf.maximum(probabilities, 1e-37)), targets))
 
     return score
 
 
 def _session_graph(network: Any) -> Callable[..., Tensors]:
-    """Return the function of a TF1 graph: x `[T, B, V]` one-hot, init_state `[2, B, H]`: c, then h."""
+    """Return the function whose names the tensors of the format `meta_graph` get.
+
+    Inputs: x `[T, B, V]` float32, one-hot; init_state `[2, B, H]` float32, the cell state before the hidden
+    state. Outputs: probabilities `[T, B, V]`, current_state_c `[B, H]`, current_state_h `[B, H]`.
+    """
     import tensorflow as tf
 
     kernel = network.get_layer("lstm").cell.kernel.value
@@ -157,16 +170,17 @@ def _session_graph(network: Any) -> Callable[..., Tensors]:
 
 
 def _with_bits(sums: Tensors) -> Tensors:
+    """Return the sums with the loss in bits per character as well; `loss_sum` is in nats."""
     return {**sums, "bits_per_character_sum": sums["loss_sum"] / math.log(2)}
 
 
 def _run(
     network: Any, by_time: tf.Tensor, state_c: tf.Tensor, state_h: tf.Tensor
 ) -> tuple[tf.Tensor, Tensors]:
-    """Return the logits `[T, B, V]` and the last state, of inputs times the kernel, `[T, B, 4H]`.
+    """Return the logits `[T, B, V]` and the last state for inputs times the input kernel, `[T, B, 4H]`.
 
-    The values are those of the network's own layers. The outputs are written into a tensor rather than a
-    list of tensors, which LiteRT lacks where the batch size is free.
+    The result equals that of the network's own layers. The loop writes hidden states into one tensor instead
+    of a list of tensors: LiteRT cannot hold such a list if the batch size is free.
     """
     import tensorflow as tf
 
@@ -193,8 +207,8 @@ def _run(
 def _training_loss(network: Any, batch: Tensors) -> tuple[tf.Tensor, Tensors]:
     """Return the mean cross-entropy in nats, and the state after the last step.
 
-    It is computed with the variables of the network, time first, through the recurrence that is made for
-    training. A one-hot vector times the kernel is a row of the kernel.
+    The function uses the variables of the network and the recurrence of `models.lstm`, which is made for
+    training. Time is the first dimension. A one-hot vector times the kernel is a row of the kernel.
     """
     import tensorflow as tf
 
@@ -210,10 +224,18 @@ def _training_loss(network: Any, batch: Tensors) -> tuple[tf.Tensor, Tensors]:
 
 
 def _encode(text: tf.Tensor, code_points: tf.Tensor) -> tf.Tensor:
-    """Return the tokens `[L]` int32 of a UTF-8 text `[]`; code_points `[V]` is the sorted vocabulary."""
+    """Return the tokens `[L]` int32 of a UTF-8 text `[]`.
+
+    The graph fails with InvalidArgumentError on a character outside the vocabulary.
+
+    Args:
+        text: String `[]`.
+        code_points: The vocabulary as sorted code points, int32 `[V]`.
+    """
     import tensorflow as tf
 
     characters = tf.strings.unicode_decode(text, "UTF-8")
+    # `searchsorted` returns V for a code point above all others, which would be out of the range of `gather`.
     tokens = tf.minimum(tf.searchsorted(code_points, characters), tf.size(code_points) - 1)
     known = tf.equal(tf.gather(code_points, tokens), characters)
     check = tf.debugging.Assert(
@@ -225,10 +247,11 @@ def _encode(text: tf.Tensor, code_points: tf.Tensor) -> tf.Tensor:
 
 
 def _sample(logits: tf.Tensor, temperature: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Draw a token `[B]` int32 from logits `[B, V]`; temperature 0 takes the likeliest."""
+    """Return a token `[B]` int32 drawn from logits `[B, V]`; at temperature 0, the most probable token."""
     import tensorflow as tf
 
     greedy = tf.argmax(logits, axis=-1, output_type=tf.int32)
+    # Both branches of `where` are computed, so the division must not be by 0 in the branch that is not taken.
     scaled = logits / tf.where(temperature > 0, temperature, 1.0)
     drawn = tf.random.stateless_categorical(scaled, 1, seed, dtype=tf.int32)[:, 0]
     return tf.where(temperature > 0, drawn, greedy)
@@ -239,12 +262,14 @@ def _generate(
     initial_state: Callable[..., Tensors],
     vocabulary: str,
 ) -> Callable[..., Tensors]:
-    """Return the signature that samples text with an in-graph loop.
+    """Return the signature that samples a text by a loop inside the graph.
 
-    prompt `[]` string, length `[]` int32, temperature `[]` float32, seed `[2]` int32 -> text `[]`
-    string: the prompt, then `length` sampled characters. An empty prompt starts from a random
-    character; temperature 0 takes the likeliest one each time. The vocabulary is part of the graph
-    as a sorted constant rather than a lookup table, which every loader would have to initialise.
+    Inputs: prompt `[]` string, length `[]` int32, temperature `[]` float32 >= 0, seed `[2]` int32. Output:
+    text `[]` string, which is the prompt followed by `length` sampled characters. With an empty prompt, the
+    first character is drawn with equal probabilities. At temperature 0 each character is the most probable.
+
+    The vocabulary is a sorted constant of the graph. A lookup table would need to be initialised by every
+    loader.
     """
     import tensorflow as tf
 
@@ -267,6 +292,7 @@ def _generate(
         def append(
             position: tf.Tensor, sampled: tf.TensorArray, logits: tf.Tensor, state: Tensors
         ) -> tuple[tf.Tensor, tf.TensorArray, tf.Tensor, Tensors]:
+            # The draw is a function of the seed and the position, so the same request gets the same text.
             step_seed = tf.random.experimental.stateless_fold_in(seed, position)
             token = _sample(logits[:, -1], temperature, step_seed)
             logits, state = run(token[:, tf.newaxis], **state)

@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
 
 class DenseRegressor:
-    """A dense unit on two features, trained with the l2 loss (sum of e^2 / 2 over the batch).
+    """A dense unit on two features, trained with the l2 loss: the sum of e^2 / 2 over the batch.
 
-    Batch: feature `[B, 2]` float32, target `[B, 1]` float32.
+    Batch: feature `[B, 2]` float32, target `[B, 1]` float32. The metrics are `loss` (mean of e^2 / 2) and
+    `absolute_error` (mean of |e|).
     """
 
     def arrays(self, metadata: Mapping[str, Any]) -> Mapping[str, ArraySpec]:
-        """Describe feature and target."""
+        """Return the specs of feature and target."""
         return {
             "feature": ArraySpec((None, 2), {"float32": None}),
             "target": ArraySpec((None, 1), {"float32": None}),
@@ -29,7 +30,8 @@ class DenseRegressor:
     def build(self, batch: Mapping[str, tf.TensorSpec], metadata: Mapping[str, Any]) -> BuiltModel:
         """Make the variables, the loss and the signatures.
 
-        `serving_default` is the receiver: it takes a number `[B, 1]` and tiles it to the feature.
+        `serving_default` takes a number `[B, 1]` and repeats it to make the feature `[B, 2]`.
+        `predict_features` takes the feature itself.
         """
         import keras
         import tensorflow as tf
@@ -39,6 +41,8 @@ class DenseRegressor:
             name="dense_regressor",
         )
 
+        # `tf.nn.l2_loss` is a sum over the batch. The metric `loss` is a mean, as in every model: the two
+        # differ by the factor of the batch size.
         def loss(batch: Tensors, seed: tf.Tensor) -> tuple[tf.Tensor, Tensors]:
             return tf.nn.l2_loss(network(batch["feature"]) - batch["target"]), {}
 

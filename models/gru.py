@@ -24,9 +24,14 @@ if TYPE_CHECKING:
 
 
 class GRUClassifier:
-    """Bidirectional GRU, mean over time of the concatenated outputs, dense to the classes.
+    """Bidirectional GRU, mean over time of the concatenated outputs, dense layer to the classes.
 
     Batch: features `[B, T, F]` float32, labels `[B]` integers in [0, C).
+
+    Args:
+        num_features: F, the number of features in each time step.
+        units: H, the number of units in each direction.
+        num_classes: C, the number of classes.
     """
 
     def __init__(
@@ -41,7 +46,7 @@ class GRUClassifier:
         self.num_classes = num_classes
 
     def arrays(self, metadata: Mapping[str, Any]) -> Mapping[str, ArraySpec]:
-        """Describe features and labels."""
+        """Return the specs of features and labels."""
         return {
             "features": ArraySpec((None, None, self.num_features), {"float32": None}),
             "labels": indices(self.num_classes),
@@ -55,7 +60,8 @@ class GRUClassifier:
             [
                 keras.Input((None, self.num_features), name="features"),
                 layers.Bidirectional(
-                    # The portable kernel: the GPU-only one would be baked into the exported graph.
+                    # On a machine with a GPU, Keras would trace the cuDNN kernel into the exported graph. The
+                    # graph would then not run on a machine without a GPU.
                     layers.GRU(self.units, return_sequences=True, use_cudnn=False, name="gru"),
                     name="bidirectional",
                 ),
@@ -68,8 +74,8 @@ class GRUClassifier:
     def build(self, batch: Mapping[str, tf.TensorSpec], metadata: Mapping[str, Any]) -> BuiltModel:
         """Make the variables, the loss and the signatures.
 
-        `predict_dataset` batches its features with a `tf.data` pipeline that is part of the graph:
-        whoever restores the export restores the input pipeline with it.
+        `predict_dataset` divides the features into batches by a `tf.data` pipeline that is part of the graph.
+        A program that restores the export therefore restores the input pipeline, too.
         """
         import tensorflow as tf
 
@@ -89,6 +95,8 @@ class GRUClassifier:
 
         @signature(features_spec, tf.TensorSpec([], tf.int64, "batch_size"))
         def predict_dataset(features: tf.Tensor, batch_size: tf.Tensor) -> Tensors:
+            # Without the decorator, `reduce` hands the function to AutoGraph. It is to be traced as it is
+            # written, like the signature.
             @tf.autograph.experimental.do_not_convert
             def append(logits: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
                 return tf.concat([logits, logits_of(rows)], axis=0)
@@ -118,16 +126,17 @@ class GRUClassifier:
 
 
 def _mean_over_time(network: Any, features: tf.Tensor) -> tf.Tensor:
-    """Return the mean over time of both directions' outputs, `[B, 2H]`, of features `[B, T, F]`.
+    """Return the mean over time of the outputs of both directions, `[B, 2H]`, for features `[B, T, F]`.
 
-    The values are those of the network's own layers. Both directions take a step in one pass of the loop,
-    which adds up the outputs rather than keep them: no list of tensors of unknown size, which LiteRT
-    lacks, and fewer operations.
+    The result equals that of the network's own layers. One loop computes a step of both directions, and adds
+    the outputs up instead of collecting them. A collection would be a list of tensors whose size is not
+    known in advance, which LiteRT cannot hold; and the loop runs fewer operations.
     """
     import tensorflow as tf
 
     layer = network.get_layer("bidirectional")
     cells = (layer.forward_layer.cell, layer.backward_layer.cell)
+    # Keras' GRU has two biases (`reset_after`, as in cuDNN): of the inputs, then of the recurrence.
     recurrent_kernel = tf.stack([cell.recurrent_kernel.value for cell in cells])  # [2, H, 3H]
     recurrent_bias = tf.stack([cell.bias.value[1] for cell in cells])[:, tf.newaxis]  # [2, 1, 3H]
     by_time = tf.transpose(features, [1, 0, 2])  # [T, B, F]
@@ -137,6 +146,8 @@ def _mean_over_time(network: Any, features: tf.Tensor) -> tf.Tensor:
     projected = tf.stack([forward, tf.reverse(backward, [0])], axis=1)  # [T, 2, B, 3H]
     num_steps = tf.shape(by_time)[0]
 
+    # The gates in the order of Keras' kernels: update z, reset r, candidate (arXiv:1406.1078, equations 5
+    # to 8, but with r applied after the recurrent product).
     def step(t: tf.Tensor, h: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, ...]:
         of_input = tf.split(projected[t], 3, axis=-1)
         of_state = tf.split(tf.matmul(h, recurrent_kernel) + recurrent_bias, 3, axis=-1)
@@ -150,7 +161,7 @@ def _mean_over_time(network: Any, features: tf.Tensor) -> tf.Tensor:
         lambda t, *_: t < num_steps,
         step,
         (tf.constant(0), zeros, zeros),
-        # XLA needs a bound to differentiate the loop.
+        # XLA differentiates a loop only if the number of steps has an upper bound.
         maximum_iterations=features.shape[1],
     )
     return tf.concat([total[0], total[1]], axis=-1) / tf.cast(num_steps, tf.float32)

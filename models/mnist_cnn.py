@@ -26,10 +26,17 @@ IMAGE = (28, 28, 1)
 
 
 class MnistCNN:
-    """Two convolutions with max-pooling, two dense layers, dense to the classes; ReLU throughout.
+    """Two convolutions with max-pooling, two hidden dense layers and a dense layer to the classes.
+
+    The activation between layers is ReLU.
 
     Batch: images `[B, 28, 28, 1]`, uint8 in [0, 255] or float32 in [0, 1]; labels `[B]` integers in
-    [0, C). uint8 images are divided by 255 inside the graph.
+    [0, C). The graph divides uint8 images by 255.
+
+    Args:
+        filters: Filters of each convolution.
+        hidden_units: Units of each hidden dense layer.
+        num_classes: C, the number of classes.
     """
 
     def __init__(
@@ -44,7 +51,7 @@ class MnistCNN:
         self.num_classes = num_classes
 
     def arrays(self, metadata: Mapping[str, Any]) -> Mapping[str, ArraySpec]:
-        """Describe images and labels."""
+        """Return the specs of images and labels."""
         return {
             "images": ArraySpec((None, *IMAGE), {"uint8": None, "float32": (0, 1)}),
             "labels": indices(self.num_classes),
@@ -70,15 +77,19 @@ class MnistCNN:
         )
 
     def build(self, batch: Mapping[str, tf.TensorSpec], metadata: Mapping[str, Any]) -> BuiltModel:
-        """Make the variables, the loss and the signatures."""
+        """Make the variables, the loss and the signatures.
+
+        `serving_default` takes float32 images in [0, 1], `serving_uint8` takes uint8 images in [0, 255].
+        """
         import tensorflow as tf
 
         network = self._network()
 
         def logits_of(images: tf.Tensor) -> tf.Tensor:
             if images.dtype == tf.uint8:
-                # TensorFlow makes a division by a constant a product with its inverse, which is another
-                # number than the quotient that whoever feeds floats has computed. Not so this one.
+                # TensorFlow replaces a division by a constant with a product with the inverse. The product
+                # differs in the last bit from the quotient that a caller of `serving_default` computes.
+                # TensorFlow leaves `divide_no_nan` as it is, so both signatures give the same bits.
                 images = tf.math.divide_no_nan(tf.cast(images, tf.float32), 255.0)
             return network(images)
 
@@ -102,6 +113,7 @@ class MnistCNN:
         def score(logits: tf.Tensor, labels: tf.Tensor) -> Tensors:
             return classification_sums(logits, labels)
 
+        # A TF1 program has no host loop that adds sums up, so its graph also has the means over the batch.
         @signature(
             tf.TensorSpec([None, *IMAGE], tf.float32, "images"), tf.TensorSpec([None], tf.int64, "labels")
         )

@@ -1,7 +1,7 @@
-"""Optimizers and their learning-rate schedules, as thin configurations of Keras' own.
+"""Optimizers and schedules of the learning rate: configurations of the optimizers of Keras.
 
-Like models and data, each class is built from the configuration before TensorFlow is imported, and makes
-its TensorFlow object in `build`.
+The configuration makes an object of these classes before TensorFlow is imported, so that a mistyped value is
+reported at once. `build` imports Keras and makes the optimizer.
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How the learning rate moves: a linear warm-up from 0, then constant or along half a cosine.
+    """The learning rate by step: a linear warm-up from 0, then constant or along half a cosine.
+
+        >>> rate = Schedule(learning_rate=0.1, schedule="cosine").build_schedule(num_steps=100)
+        >>> [round(float(rate(step)), 3) for step in (0, 50, 100)]
+        [0.1, 0.05, 0.0]
 
     Attributes:
         learning_rate: The rate after the warm-up.
-        schedule: `constant`, or `cosine` (Loshchilov & Hutter, 2017, arXiv:1608.03983) down to
-            `final_fraction` of the rate at the last step.
-        warmup_steps: Steps of the warm-up.
-        final_fraction: Where the cosine ends, as a fraction of `learning_rate`.
+        schedule: `constant`, or `cosine` (Loshchilov & Hutter, 2017, arXiv:1608.03983), which ends at the
+            last step.
+        warmup_steps: Steps of the warm-up, which is linear; 0 is no warm-up.
+        final_fraction: The end of the cosine, as a fraction of `learning_rate`.
     """
 
     learning_rate: Annotated[float, "> 0"]
@@ -31,10 +35,10 @@ class Schedule:
     final_fraction: Annotated[float, ">= 0", "<= 1"] = 0.0
 
     def build_schedule(self, num_steps: int) -> Any:
-        """Return what Keras takes as `learning_rate` for a training of `num_steps` steps."""
+        """Return the `learning_rate` of a Keras optimizer: a number, or a schedule of `num_steps` steps."""
         import keras
 
-        # Keras computes in the dtype of the rate: of an integer's, pi would be 3.
+        # Keras computes the cosine in the dtype of the rate. With an integer, pi would be 3.
         rate = float(self.learning_rate)
         if self.schedule == "constant" and not self.warmup_steps:
             return rate
@@ -50,7 +54,17 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Adam(Schedule):
-    """Adam (Kingma & Ba, 2015, arXiv:1412.6980)."""
+    """Adam (Kingma & Ba, 2015, arXiv:1412.6980).
+
+        >>> adam = Adam(learning_rate=0.01, schedule="cosine", warmup_steps=10)
+        >>> adam.build(num_steps=100).get_config()["beta_1"]
+        0.9
+
+    Attributes:
+        beta_1: Decay of the mean of the gradients.
+        beta_2: Decay of the mean of the squared gradients.
+        epsilon: Added to the denominator, so that it is not 0.
+    """
 
     beta_1: Annotated[float, ">= 0", "< 1"] = 0.9
     beta_2: Annotated[float, ">= 0", "< 1"] = 0.999
@@ -67,7 +81,15 @@ class Adam(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class SGD(Schedule):
-    """Stochastic gradient descent with momentum (Sutskever et al., 2013)."""
+    """Stochastic gradient descent with momentum (Sutskever et al., 2013).
+
+        >>> SGD(learning_rate=0.01).build(num_steps=100).get_config()["momentum"]
+        0.9
+
+    Attributes:
+        momentum: Decay of the velocity; 0 is plain gradient descent.
+        nesterov: Whether the momentum is Nesterov's.
+    """
 
     momentum: Annotated[float, ">= 0", "<= 1"] = 0.9
     nesterov: bool = False
@@ -81,7 +103,16 @@ class SGD(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class RMSprop(Schedule):
-    """RMSprop (Tieleman & Hinton, 2012, Coursera lecture 6.5)."""
+    """RMSprop (Tieleman & Hinton, 2012, Coursera lecture 6.5).
+
+        >>> RMSprop(learning_rate=0.01).build(num_steps=100).get_config()["rho"]
+        0.9
+
+    Attributes:
+        rho: Decay of the mean of the squared gradients.
+        momentum: Decay of the velocity; 0 is no momentum.
+        epsilon: Added to the denominator, so that it is not 0.
+    """
 
     rho: Annotated[float, ">= 0", "< 1"] = 0.9
     momentum: Annotated[float, ">= 0", "<= 1"] = 0.0

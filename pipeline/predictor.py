@@ -1,11 +1,19 @@
-"""A predictor: any export behind one interface, NumPy in and NumPy out.
+"""A predictor: one interface to an export of any format, with NumPy arrays as inputs and outputs.
 
-    predictor = pipeline.predictor.open("outputs/.../export/onnx")
-    predictor(images=images)["class_id"]
-    predictor.signatures["generate"](prompt="ROMEO:", length=600, temperature=0.8, seed=[1, 2])["text"]
+    >>> from pipeline import predictor
+    >>> export = predictor.open("RUN/export/onnx")  # the newest version; RUN is a run of model=dense
+    >>> export(number=[[7.0]])["output"].shape
+    (1, 1)
+    >>> export.signatures["predict_features"](feature=[[1, 1], [2, 2]])["output"].shape
+    (2, 1)
+    >>> print(export.signatures["serving_default"].inputs["number"])
+    float32 [any, 1]
+    >>> export(number=[[7.0]], unit="cm")
+    Traceback (most recent call last):
+    pipeline.predictor.RequestError: serving_default takes number. Received also: unit.
 
-Requests are checked against the signature's names, dtypes and shapes. TensorFlow is imported only for the
-formats that are TensorFlow's.
+The predictor checks names, dtypes and shapes of each request against the signature. It imports TensorFlow
+only for the formats that TensorFlow opens.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from pipeline.config.formats import FORMATS
 from pipeline.graphs import checkpoints
 from tests.cases import CASES, CORPUS, Case, policy
 from tests.conftest import Command, Finished
+from tests.markdown import DOCS, blocks
 from tests.pipeline.test_evaluate import edit_row
 
 cases = pytest.mark.parametrize("case", CASES, ids=str)
@@ -168,26 +169,11 @@ request = dict(prompt="License", length=50, temperature=0.8, seed=[1, 2])
 print(repr(generate(**{key: tf.constant(value) for key, value in request.items()})["text"].numpy().decode()))
 """
 
-WITH_THE_CODE = """
-import sys
-from pathlib import Path
-import tensorflow as tf
-from data.text import Text
-from models.char_lstm import CharLSTM
-from pipeline.training import batch_specs
-dataset = Text(path=Path(sys.argv[2]), batch_size=4, sequence_length=20).load()
-built = CharLSTM(units=8).build(batch_specs(dataset), dataset.metadata)
-tf.train.Checkpoint(weights=built.weights).restore(sys.argv[1] + "/checkpoints/epoch-0002").expect_partial()
-generate = built.signatures["generate"]
-"""
-
-WITH_NEITHER = """
-import sys
-import tensorflow as tf
-(directory,) = tf.io.gfile.glob(sys.argv[1] + "/export/saved_model/*")
-generate = tf.saved_model.load(directory).signatures["generate"]
-assert not {"pipeline", "models", "data"} & set(sys.modules)
-"""
+# The programs of docs/formats.md: one with the model's code, and one with neither that nor Roundtrip.
+WITH_THE_CODE, WITH_NEITHER = (
+    block.text for block in blocks(DOCS / "formats.md", "python") if "generate" in block.text
+)
+NO_CODE = 'import sys; assert not {"pipeline", "models", "data"} & set(sys.modules)'
 
 
 def test_three_ways_back_of_the_char_lstm(tmp_path: Path) -> None:
@@ -228,10 +214,19 @@ def test_three_ways_back_of_the_char_lstm(tmp_path: Path) -> None:
         return text.decode()
 
     assert sample([1, 2]) != sample([1, 3])
-    for program in (WITH_THE_CODE, WITH_NEITHER):
-        arguments = [sys.executable, "-c", program + CALL, str(run.path), str(CORPUS)]
+    (version,) = (run.path / "export" / "saved_model").iterdir()
+    written = {
+        'Path("TEXT"))': f'Path("{CORPUS}"), batch_size=4, sequence_length=20)',
+        "units=500": "units=8",
+        "DIR": str(run.path),
+        "VERSION": version.name,
+    }
+    for program in (WITH_THE_CODE, f"{WITH_NEITHER}{NO_CODE}"):
+        for name, value in written.items():
+            program = program.replace(name, value)
+        arguments = [sys.executable, "-c", program + CALL]
         restored = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=120)
-        assert restored.stdout.rstrip("\n") == repr(sample([1, 2]))
+        assert restored.stdout.splitlines()[-1] == repr(sample([1, 2]))
 
 
 def _specs(case: Case) -> dict[str, tf.TensorSpec]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ def run(
 
 def _run(arguments: Sequence[str], cwd: str, env: Mapping[str, str], outputs: Sequence[str]) -> None:
     os.chdir(cwd)
+    sys.path.insert(0, cwd)  # As `python -m` does: a user's package lies in the current folder.
     os.environ.clear()
     os.environ.update(env)
     for descriptor, path in enumerate(outputs, 1):

@@ -88,7 +88,7 @@ def test_every_format_matches_for_every_model(case: Case, finished: Finished) ->
     assert list(RunDirectory(run).path.glob("checkpoints/answers-*.npz"))
 
 
-# Programs that know the names in the README, and nothing of this project.
+# Programs that know the names in docs/formats.md, and nothing of this project.
 SAVER = """
 import sys, numpy as np, tensorflow as tf
 tf1 = tf.compat.v1
@@ -375,7 +375,7 @@ class TestNegatives:
         assert set(found.not_compared) == {"predict_dataset"}
 
     def test_an_input_pipeline_that_predicts_something_else(self, gru_exports: Path) -> None:
-        """The names in the README are what is compared, not a copy beside them."""
+        """The names in docs/formats.md are what is compared, not a copy beside them."""
         directory = newest(gru_exports, "simple_save")
         path = directory / "saved_model.pb"
         model = saved_model_pb2.SavedModel.FromString(path.read_bytes())
