@@ -31,7 +31,7 @@ from data.base import DataError
 from data.npz import Npz
 from pipeline import predict, predictor
 from pipeline.cli import processes
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DamagedError, RoundtripError, UntrustedError
 from pipeline.formats.manifest import Manifest
 from pipeline.graphs import allowed_operations
 from pipeline.runs import checksums
@@ -323,17 +323,17 @@ class TestHostile:
         rewrite_export(export)
         for _ in range(2):
             with pytest.raises(
-                ConfigError, match="It has WriteFile. If you know what for, add trust=.WriteFile"
+                UntrustedError, match="It has WriteFile. If you know what for, add trust=.WriteFile"
             ):
                 predictor.open(export, allow_unverified=True)
-        with pytest.raises(ConfigError, match="It has WriteFile"):
+        with pytest.raises(RoundtripError, match="It has WriteFile"):
             run_evaluate(run, format=format)
         assert not target.exists()
 
     def test_a_graph_of_a_run(self, run: Path, tmp_path: Path) -> None:
         save(run / "checkpoints" / "graph", self.hide(tmp_path / "target"))
         rewrite(run / "run.json", lambda facts: facts.update(files=RunDirectory(run).shared_files()))
-        with pytest.raises(ConfigError, match="It has WriteFile"):
+        with pytest.raises(RoundtripError, match="It has WriteFile"):
             run_evaluate(run, format="checkpoint")
         assert not (tmp_path / "target").exists()
 
@@ -345,7 +345,7 @@ class TestHostile:
             node.op = "ReadFile"
         path.write_bytes(meta.SerializeToString())
         rewrite_export(export)
-        with pytest.raises(ConfigError, match="It has ReadFile"):
+        with pytest.raises(UntrustedError, match="It has ReadFile"):
             predictor.open(export, allow_unverified=True)
 
     @pytest.mark.parametrize(
@@ -374,21 +374,21 @@ class TestHostile:
         tf.saved_model.save(module, str(tmp_path), signatures=module.serving)
         allowed_operations.check_saved_model(tmp_path)
         edit_graph(tmp_path, change)
-        with pytest.raises(ConfigError, match=f"It has {operation}[.]"):
+        with pytest.raises(UntrustedError, match=f"It has {operation}[.]"):
             allowed_operations.check_saved_model(tmp_path)
 
     def test_a_graph_in_another_form(self, tmp_path: Path) -> None:
         save(tmp_path, lambda number: {"y": number})
         allowed_operations.check_saved_model(tmp_path)
         (tmp_path / "saved_model.pbtxt").touch()
-        with pytest.raises(ConfigError, match=r"saved_model.pb alone. It has saved_model.pbtxt"):
+        with pytest.raises(UntrustedError, match=r"saved_model.pb alone. It has saved_model.pbtxt"):
             allowed_operations.check_saved_model(tmp_path)
 
     def test_operations_can_be_trusted_for_a_while(self, tmp_path: Path) -> None:
         save(tmp_path / "model", self.hide(tmp_path / "target"))
         with allowed_operations.trusting(["WriteFile"]):
             allowed_operations.check_saved_model(tmp_path / "model")
-        with pytest.raises(ConfigError, match="It has WriteFile"):
+        with pytest.raises(UntrustedError, match="It has WriteFile"):
             allowed_operations.check_saved_model(tmp_path / "model")
 
     def test_a_path_that_leads_out(self, run: Path, tmp_path: Path) -> None:
@@ -397,10 +397,10 @@ class TestHostile:
         rewrite(
             export / "manifest.json", lambda manifest: manifest["files"].update({"../../../../secret": "0"})
         )
-        with pytest.raises(ConfigError, match=f"must be inside of {export}. It leads to {tmp_path}/secret"):
+        with pytest.raises(DamagedError, match=f"must be inside of {export}. It leads to {tmp_path}/secret"):
             predictor.open(export, allow_unverified=True)
         rewrite(run / "run.json", lambda facts: facts["files"].update({"../secret": "0"}))
-        with pytest.raises(ConfigError, match="must be inside of"):
+        with pytest.raises(DamagedError, match="must be inside of"):
             run_evaluate(run)
 
     @pytest.mark.parametrize(
@@ -420,16 +420,16 @@ class TestHostile:
     @pytest.mark.parametrize("section", ["data", "verify", "best", "train"])
     def test_sections_that_are_none(self, section: str, run: Path) -> None:
         rewrite(run / "run.json", lambda facts: facts["config"].update({section: 3}))
-        with pytest.raises(ConfigError, match=f"must hold config.{section}. It does not: it is damaged"):
+        with pytest.raises(DamagedError, match=f"must hold config.{section}. It does not: it is damaged"):
             run_evaluate(run)
 
     def test_data_that_would_be_downloaded(self, run: Path, tmp_path: Path) -> None:
         mnist = {"_target_": "data.mnist.Mnist", "dir": str(tmp_path / "new"), "url": "http://127.0.0.1:9/"}
         rewrite(run / "run.json", lambda facts: facts["config"].update(data=mnist | {"download": True}))
-        with pytest.raises(ConfigError, match="data.download is false"):
+        with pytest.raises(RoundtripError, match="data.download is false"):
             run_evaluate(run)
         assert not (tmp_path / "new").exists()
-        with pytest.raises(ConfigError, match="downloading http://127.0.0.1:9/train.* failed"):
+        with pytest.raises(RoundtripError, match="downloading http://127.0.0.1:9/train.* failed"):
             run_evaluate(run, data={"download": True})
 
     def test_a_keras_file_that_unpacks_to_far_more(self, run: Path) -> None:
@@ -438,7 +438,7 @@ class TestHostile:
             archive.writestr("bomb", bytes(10**8))
         rewrite_export(export)
         with pytest.raises(
-            ConfigError, match="it unpacks to 100,.* At most .* are expected of a file of its"
+            DamagedError, match="it unpacks to 100,.* At most .* are expected of a file of its"
         ):
             predictor.open(export, allow_unverified=True)
 
@@ -446,7 +446,7 @@ class TestHostile:
         huge_npz(RunDirectory(run).answers(3))
         for format in ("saved_model", "onnx"):
             rewrite_export(self.export(run, format))
-        with pytest.raises(ConfigError, match=r"answers-0003.npz must be a whole NumPy archive"):
+        with pytest.raises(RoundtripError, match=r"answers-0003.npz must be a whole NumPy archive"):
             run_evaluate(run, format=["saved_model", "onnx"])
 
 

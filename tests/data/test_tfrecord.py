@@ -17,7 +17,7 @@ from data.base import DataError, Dataset
 from data.tfrecord import HEAD, MANIFEST, TEST, TFRecord, Writer
 from models.base import ArraySpec
 from pipeline.config.dataset_checks import check_batch
-from pipeline.errors import ConfigError
+from pipeline.errors import DataSetError
 from pipeline.runs.directory import RunDirectory
 from pipeline.training import loop
 from tests.cases import CASES, Case
@@ -160,7 +160,7 @@ def test_changed_shards_are_refused_before_the_training(make: Make, tmp_path: Pa
     assert first.stat().st_size == second.stat().st_size
     shutil.copy(first, second)
     trained = prepare(tmp_path / "run", DENSE, dataset=source.load())
-    with pytest.raises(ConfigError, match=f"{second} must have the SHA-256 .* It was changed"):
+    with pytest.raises(DataSetError, match=f"{second} must have the SHA-256 .* It was changed"):
         trained.fit()
     assert not RunDirectory(tmp_path / "run").log.exists()
 
@@ -170,7 +170,7 @@ def test_a_shard_that_is_damaged_meanwhile_stops_the_training(make: Make, tmp_pa
     read(dataset)
     flip_shards(tmp_path)
     trained = prepare(tmp_path / "run", DENSE, dataset=dataset)
-    with pytest.raises(ConfigError, match="The shards of the training data must be whole"):
+    with pytest.raises(DataSetError, match="The shards of the training data must be whole"):
         trained.fit()
     assert len(RunDirectory(tmp_path / "run").read_rows()) == 1
 
@@ -202,7 +202,7 @@ def test_values_that_the_model_does_not_take_are_found_in_the_manifest(make: Mak
     dataset = make(rows()).load()
     small = replace(dataset, train={name: array[:50] for name, array in dataset.train.items()})
     with pytest.raises(
-        ConfigError, match=r"'index' must be \[any\] int32 in \[0, 99\]\. It holds 0 to 102\."
+        DataSetError, match=r"'index' must be \[any\] int32 in \[0, 99\]\. It holds 0 to 102\."
     ):
         check_batch(Model(), small)
 

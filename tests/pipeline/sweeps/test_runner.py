@@ -18,9 +18,8 @@ import pytest
 from hydra.core.utils import JobStatus
 from tqdm import tqdm
 
-from pipeline import sweep_report
 from pipeline.cli.stop import StopRequested
-from pipeline.sweeps import leaderboard, runner, trials
+from pipeline.sweeps import leaderboard, page, runner, trials
 from pipeline.sweeps.ledger import Ledger, Trial
 from tests.conftest import Command
 from tests.pipeline.sweeps.jobs import LOSS, launch, states
@@ -58,7 +57,7 @@ def test_a_page_that_cannot_be_written_hides_nothing(
     def fail(*arguments: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(sweep_report, "write", fail)
+    monkeypatch.setattr(page, "write", fail)
     (job,) = launch(tmp_path, [{"kind": "good", "value": 3}])
     assert job.return_value == 3.0
     assert "the tables of the sweep cannot be written: no space left on device" in caplog.text
