@@ -1,7 +1,7 @@
-"""Optimizers and their learning-rate schedules, as thin configurations of Keras' own.
+"""Optimizers and their learning-rate schedules: configurations of those of Keras.
 
-Like models and data, each class is built from the configuration before TensorFlow is imported, and makes
-its TensorFlow object in `build`.
+Like models and data sources, an optimizer is constructed from the configuration before TensorFlow is
+imported. Its method `build` imports Keras and makes the Keras optimizer. See https://keras.io/api/optimizers.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How the learning rate moves: a linear warm-up from 0, then constant or along half a cosine.
+    """A schedule of the learning rate: a linear warm-up from 0, then constant, or falling along a cosine.
 
     Attributes:
         learning_rate: The rate after the warm-up.
         schedule: `constant`, or `cosine` (Loshchilov & Hutter, 2017, arXiv:1608.03983) down to
             `final_fraction` of the rate at the last step.
         warmup_steps: Steps of the warm-up.
-        final_fraction: Where the cosine ends, as a fraction of `learning_rate`.
+        final_fraction: The rate at the end of the cosine, as a fraction of `learning_rate`.
     """
 
     learning_rate: Annotated[float, "> 0"]
@@ -31,10 +31,14 @@ class Schedule:
     final_fraction: Annotated[float, ">= 0", "<= 1"] = 0.0
 
     def build_schedule(self, num_steps: int) -> Any:
-        """Return what Keras takes as `learning_rate` for a training of `num_steps` steps."""
+        """Return the `learning_rate` for a Keras optimizer: a number, or a Keras schedule.
+
+        Args:
+            num_steps: Steps of the whole training, those of the warm-up included.
+        """
         import keras
 
-        # Keras computes in the dtype of the rate: of an integer's, pi would be 3.
+        # Keras computes the cosine in the dtype of the rate. In that of an integer, pi would be 3.
         rate = float(self.learning_rate)
         if self.schedule == "constant" and not self.warmup_steps:
             return rate

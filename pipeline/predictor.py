@@ -1,11 +1,11 @@
-"""A predictor: any export behind one interface, NumPy in and NumPy out.
+"""Predicting with an export of any format: NumPy arrays in, NumPy arrays out.
 
     predictor = pipeline.predictor.open("outputs/.../export/onnx")
     predictor(images=images)["class_id"]
     predictor.signatures["generate"](prompt="ROMEO:", length=600, temperature=0.8, seed=[1, 2])["text"]
 
-Requests are checked against the signature's names, dtypes and shapes. TensorFlow is imported only for the
-formats that are TensorFlow's.
+The names, dtypes and shapes of a request are checked against the signature. TensorFlow is imported only for
+formats that need it.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class RequestError(ValueError):
-    """A request that a signature does not take; the message says what is wrong with it."""
+    """A request that does not fit its signature, or that the runtime refuses; the message says why."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """A signature that checks what it is called with.
+    """A signature of an open export, which checks its requests.
 
     Attributes:
         inputs: The spec of each input by name.
         outputs: The spec of each output by name.
-        answer: Takes arrays, or what NumPy makes arrays of, by name; returns arrays by name.
-        check: Returns inputs as arrays. Raises `RequestError`, with everything that is wrong.
+        answer: Takes arrays by name, or values that NumPy can convert to arrays; returns arrays by name.
+        check: Takes the same; returns the inputs as arrays. Raises `RequestError` with all problems.
     """
 
     inputs: Mapping[str, Spec]
@@ -65,8 +65,8 @@ class Predictor:
     Attributes:
         directory: The version that was opened.
         format: Name of its format.
-        epoch: The epoch whose variables it has.
-        signatures: Every signature by name.
+        epoch: The epoch whose weights the signatures have.
+        signatures: Every signature of the export by name.
     """
 
     directory: Path
@@ -78,7 +78,7 @@ class Predictor:
         """Answer a request to `serving_default`.
 
         Raises:
-            RequestError: There is none, or it does not take the request.
+            RequestError: The export has no such signature, or the request does not fit it.
         """
         default = self.signatures.get(DEFAULT_SIGNATURE)
         if default is None:
@@ -93,17 +93,20 @@ def open(
     allow_unverified: bool = False,
     trust: Iterable[str] = (),
 ) -> Predictor:
-    """Open an export, which need not come from somebody trusted.
+    """Open an export, which may come from a stranger.
 
     Args:
-        export_dir: A version's directory, or that of a format, of which the newest version is taken.
-        epoch: Which of its epochs, if it holds several; `None` is the last of them.
-        allow_unverified: Whether to open an export that was not verified, or not with success.
-        trust: Operations that its graph may have besides those that compute.
+        export_dir: The directory of a version of an export; or the folder of its versions, such as
+            `RUN/export/onnx`, of which the newest version is opened.
+        epoch: The epoch to open, if the export holds several; `None` is the last one.
+        allow_unverified: Whether to open an export without a receipt that says `match`.
+        trust: Further operations that the graph may have, besides those that compute.
 
     Raises:
-        ConfigError: There is no export; a file of it has changed since it was written; its receipt is
-            missing, says mismatch, or is of other files; or its graph has an operation that does not compute.
+        ConfigError: There is no export in the directory, or it does not hold the epoch.
+        DamagedError: A file of the export is missing, was changed or was added since it was written.
+        UntrustedError: The receipt is missing, says `mismatch`, or is about other files; or the graph has an
+            operation that is not allowed.
     """
     directory = _newest_version(Path(export_dir))
     manifest = read_manifest(directory)
@@ -132,7 +135,7 @@ def open(
 
 
 def _doubt(directory: Path, manifest: Manifest) -> str | None:
-    """Return why an export is not proven, or `None` if it is."""
+    """Return the reason if an export is not proven, otherwise `None`."""
     receipt = receipts.read_of_export(directory)
     if receipt is None:
         return "There is no receipt"
@@ -153,7 +156,9 @@ def _newest_version(path: Path) -> Path:
 
 
 def _served(name: str, signature: Signature) -> Served:
-    """Return a signature with its checks, which cost about a microsecond for a request that is right."""
+    """Return a signature with its checks, which take about a microsecond for a correct request."""
+    # Everything that is the same for all requests is computed here, once: for a small model, a few look-ups
+    # of attributes would be a noticeable part of the time of a call.
     run = signature.call
     ndarray = np.ndarray
     expected = [
@@ -169,7 +174,10 @@ def _served(name: str, signature: Signature) -> Served:
     ]
 
     def fits(inputs: Mapping[str, Any]) -> bool:
-        """Whether a request is arrays of the right dtypes and shapes already."""
+        """Return whether a request is arrays of the right dtypes and shapes, so that no conversion is needed.
+
+        A `False` is not an error yet: `_checked` converts what can be converted, and reports the rest.
+        """
         if len(inputs) != len(expected):
             return False
         num_rows = None
@@ -191,7 +199,7 @@ def _served(name: str, signature: Signature) -> Served:
         arrays = inputs if fits(inputs) else _checked(name, signature.inputs, inputs)
         try:
             outputs = run(**arrays)
-        except Exception as error:  # Each runtime has errors of its own.
+        except Exception as error:  # The runtimes have no common type of exception.
             raise RequestError(f"{name} cannot answer this request: {first_line(error)}") from error
         for value in outputs.values():
             if type(value) is not ndarray:
@@ -205,10 +213,15 @@ def _served(name: str, signature: Signature) -> Served:
 
 
 def _checked(name: str, specs: Mapping[str, Spec], inputs: Mapping[str, Any]) -> Arrays:
-    """Return a request as arrays.
+    """Return the inputs of a request as arrays.
+
+    Args:
+        name: The name of the signature, for messages.
+        specs: The spec of each input by name.
+        inputs: The request.
 
     Raises:
-        RequestError: With everything that is wrong with it.
+        RequestError: Inputs are missing, unknown or do not fit; the message has a sentence for each.
     """
     problems = [
         f"{name} takes {', '.join(specs) or 'nothing'}. Received also: {key}."
@@ -233,11 +246,12 @@ def _checked(name: str, specs: Mapping[str, Spec], inputs: Mapping[str, Any]) ->
 
 
 def _array(value: Any, spec: Spec) -> np.ndarray:
-    """Return a value as an array of a dtype and a shape.
+    """Return a value as an array that fits a spec.
 
     Raises:
-        ValueError: It is not; the message is what was received.
+        ValueError: The value does not fit; the message says what was received.
     """
+    # Texts as Python objects: NumPy's own strings have a fixed length, and drop null characters at the end.
     if isinstance(value, np.ndarray):
         array = value
     else:
@@ -258,7 +272,14 @@ def _encoded(text: str | bytes) -> bytes:
 
 
 def _converted(value: Any, array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    """Return plain numbers as a dtype that can hold them; an array has the dtype that it has."""
+    """Return plain numbers as an array of a dtype, if no number loses more than its last digits.
+
+    A list of Python numbers has no dtype, so it is converted. An array has one that its owner has chosen, so
+    another dtype is more likely a mistake.
+
+    Raises:
+        ValueError: The value is an array of another dtype, or has numbers that the dtype cannot hold.
+    """
     if isinstance(value, np.ndarray | np.generic):
         raise ValueError(f"Received: {array.dtype}. Convert it with .astype({dtype.name!r}).")
     if array.size == 0 and array.dtype.kind == "f":
@@ -269,5 +290,5 @@ def _converted(value: Any, array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarra
         limits = np.iinfo(dtype)
         if array.size and (array.min() < limits.min or array.max() > limits.max):
             raise ValueError(f"Received a number outside {limits.min} to {limits.max}.")
-    with np.errstate(over="ignore"):  # Too large for a float32 is an infinity, which the runtime takes.
+    with np.errstate(over="ignore"):  # A number too large for float32 becomes infinite, which is valid input.
         return array.astype(dtype)
