@@ -90,6 +90,7 @@ def check_export(export: Export, verify: Verify) -> Iterable[str]:
 def check_epochs(epoch: Any, export: Export) -> Iterable[str]:
     """Yield a sentence for each problem with the epochs to export that shows without a log."""
     several = isinstance(epoch, list)
+    # `isinstance(True, int)` holds, so the type itself is compared below.
     numbers = [number for number in (epoch if several else [epoch]) if number not in ("all", "best", "last")]
     if epoch == [] or any(type(number) is not int or number < 0 for number in numbers):
         yield f"epoch must be {EPOCHS}. Received: {epoch}."

@@ -1,7 +1,6 @@
 """The schema of the configuration: a dataclass for each section, with the type and the range of each key.
 
-Constraints are strings in `Annotated`, which `pipeline.config.binding` reads. `docs/configuration.md` is made
-from these classes.
+Constraints are strings in `Annotated`, which `pipeline.config.binding` reads. The values are in `conf/`.
 """
 
 from __future__ import annotations
