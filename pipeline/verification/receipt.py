@@ -218,7 +218,7 @@ class Receipt:
                 [Receipt.from_json(export) for export in facts.get("exports", [])],
                 {str(name): _text(digest) for name, digest in facts.get("files", {}).items()},
             )
-            verdict = receipt.verdict
+            verdict = receipt.verdict  # Inside of `try`: it reads the version in each artifact's path.
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"it is no receipt: {error!r}") from error
         if facts.get("verdict") != verdict:

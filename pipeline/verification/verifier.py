@@ -119,6 +119,7 @@ class Verifier:
         load_secs = time.perf_counter() - started
         if missing := set(manifest.signatures) - set(held):
             raise DamagedError(f"{directory} must hold {', '.join(sorted(missing))}. Held: {sorted(held)}.")
+        # The export is measured by these answers: whoever could change them could make any export match.
         if problems := checksums.problems(self.run.graph.parent, manifest.answers):
             raise DamagedError(*problems)
         metrics = self._compare_metrics(manifest, held, row)
@@ -154,6 +155,7 @@ class Verifier:
                 expected[name],
                 abs_tolerance=tolerance.absolute,
                 rel_tolerance=tolerance.relative,
+                # All epochs of an export run the same graph, so one measurement is enough.
                 latency=row.epoch == manifest.epochs[-1],
             )
             for name, signature in held.items()
@@ -190,6 +192,7 @@ class Verifier:
         A metric that is a small difference of large numbers, such as the loss of a regression that has
         converged, moves by far more than a relative 1e-5 when the same sums are rounded in another order.
         """
+        # The run's own graph is perturbed, and not the export, whose weights most runtimes do not give away.
         checkpoints.restore_row(self.run, row, {"weights": graph.weights})
         weights = {name: variable.numpy() for name, variable in graph.weights.items()}
         generator = np.random.default_rng(0)
