@@ -209,6 +209,7 @@ def _explain(
         known = composing(*accepted)
     except COMPOSE_ERRORS:
         return said
+    # The key itself may be what is wrong, so look it up in the configuration without this override.
     *parents, _ = key.split(".")
     node = OmegaConf.select(known, ".".join(parents)) if parents else known
     if isinstance(node, DictConfig) and key.split(".")[-1] not in node:
