@@ -1,7 +1,6 @@
-"""`python -m pipeline.evaluate run_dir=DIR`: restore what a run wrote, evaluate it, hold it to its log.
+"""`python -m pipeline.evaluate run_dir=DIR`: restore the checkpoints and exports of a run, and verify them.
 
-It runs in a process that has never seen the model's code: nothing here, and nothing it imports, imports
-a model.
+Nothing that this module imports imports a model. So the process proves that the files are enough.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunToEvaluate:
-    """A run that is to be evaluated, checked against what it wrote.
+    """A run that is to be evaluated.
 
     Attributes:
-        recorded: The run.
+        recorded: The run and its configuration.
         rows: The rows whose checkpoints are to be restored.
         exports: The newest export of each format that is to be opened.
-        trial: Its number, if it is one of a sweep's.
+        trial: The number of the trial, if the run is one of a sweep.
     """
 
     recorded: Recorded
@@ -52,7 +51,7 @@ class RunToEvaluate:
     trial: int | None = None
 
     def problem(self, sentence: str) -> str:
-        """Return a sentence with the trial that it is about, if there are several."""
+        """Return a sentence about this run, with the number of the trial in front, if it is one."""
         return sentence if self.trial is None else f"Trial {self.trial}: {sentence}"
 
 
@@ -62,7 +61,7 @@ class RunsToEvaluate:
 
     Attributes:
         runs: One run, or the finished trials of a sweep.
-        problems: Why other trials of the sweep cannot be evaluated.
+        problems: A sentence for each problem for which another trial of the sweep cannot be evaluated.
     """
 
     runs: Sequence[RunToEvaluate]
@@ -87,10 +86,11 @@ class EvaluateSettings:
 
 
 def check(cfg: DictConfig) -> RunsToEvaluate:
-    """Check the configuration of this command, and read what the run, or each of a sweep, says of itself.
+    """Check the configuration of this command, and read the run, or each finished trial of the sweep.
 
     Raises:
-        ConfigError: With what does not fit.
+        ConfigError: A key does not fit, there is no run, or no trial of the sweep can be evaluated.
+        DamagedError: A file of the run is damaged.
     """
     values = parse(EvaluateSettings, composition.plain_values(cfg))
     ledger = Ledger(values.run_dir)
@@ -126,11 +126,14 @@ def _run(values: EvaluateSettings, run_dir: Path, trial: int | None = None) -> R
 
 
 def evaluate(batch: RunsToEvaluate) -> int:
-    """Restore, evaluate, compare; print the tables, write the receipts; return the exit code.
+    """Restore and evaluate runs, compare them with their logs, print the tables, and write the receipts.
+
+    Returns:
+        The exit code.
 
     Raises:
-        ConfigError: The data has changed, or something cannot be restored; then what can is evaluated first,
-            and the receipts say so.
+        RoundtripError: A data set has changed, or a checkpoint or an export cannot be restored. It is raised
+            at the end: everything else is evaluated, and the receipts are written, before.
     """
     problems = list(batch.problems)
     labelled: list[tuple[str, VerifiedEpoch]] = []
@@ -157,10 +160,14 @@ def evaluate(batch: RunsToEvaluate) -> int:
 
 
 def _dataset(past: Recorded, known: dict[str, Dataset]) -> Dataset:
-    """Return the data of a run, loaded once for all runs that were trained on it.
+    """Return the data set of a run.
+
+    Args:
+        past: The run.
+        known: Data sets that were loaded, by fingerprint; runs that were trained on the same one share it.
 
     Raises:
-        ConfigError: It cannot be loaded, or has changed.
+        DataSetError: The data set cannot be loaded, or is not the one that the run was trained on.
     """
     wanted = past.facts["data"]["fingerprint"]
     if wanted not in known:
@@ -175,7 +182,14 @@ def _dataset(past: Recorded, known: dict[str, Dataset]) -> Dataset:
 
 
 def _restore(one: RunToEvaluate, dataset: Dataset) -> tuple[list[tuple[str, VerifiedEpoch]], str]:
-    """Restore a run and write its receipts; return what was found, by label, and where the receipt is."""
+    """Restore a run and write its receipts.
+
+    Returns:
+        The verified epochs, each with its label in the tables; and a line with the path of the receipt.
+
+    Raises:
+        DamagedError: An export has no readable manifest, or holds an epoch that the log does not have.
+    """
     past, run = one.recorded, one.recorded.run
     runtime.start_tensorflow(seed=past.seed, deterministic=past.deterministic)
     from pipeline.verification import page

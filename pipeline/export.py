@@ -1,6 +1,6 @@
-"""`python -m pipeline.export run_dir=DIR export=onnx`: export any epoch of a run, later, and verify it.
+"""`python -m pipeline.export run_dir=DIR export=onnx`: export epochs of an earlier run, and verify them.
 
-It works from the run directory and the data, without the model's code.
+The command needs the run directory and the data, but not the model's code.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from pipeline.runs.policy import select_rows
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """The epochs of a run that are to be exported, checked against what the run wrote.
+    """The epochs of a run that are to be exported, checked.
 
     Attributes:
-        recorded: The run.
+        recorded: The run and its configuration.
         rows: The rows of the epochs to export.
-        export: See `Export`.
-        verification: The arguments of the command that verifies what is written.
+        export: See `pipeline.config.schema.Export`.
+        verification: The overrides for `pipeline.evaluate`, which verifies the exports.
     """
 
     recorded: Recorded
@@ -60,10 +60,11 @@ class ExportSettings:
 
 
 def check(cfg: DictConfig) -> ExportRequest:
-    """Check the configuration of this command, and read what the run says of itself.
+    """Check the configuration of this command, and read the run.
 
     Raises:
-        ConfigError: With what does not fit.
+        ConfigError: A key does not fit, there is no run, or the epoch is not in the log or not kept.
+        DamagedError: A file of the run is damaged.
     """
     values = parse(ExportSettings, composition.plain_values(cfg))
     verify = past_run.given(values.verify)
@@ -90,7 +91,15 @@ def check(cfg: DictConfig) -> ExportRequest:
 
 
 def export(request: ExportRequest) -> int:
-    """Export, and verify in a fresh process; return the exit code."""
+    """Export epochs of a run, and verify the exports in a fresh process.
+
+    Returns:
+        The exit code of the verification.
+
+    Raises:
+        RoundtripError: The data, the graph or a format cannot be used; see `exporting.export`.
+        StopRequested: A signal was received.
+    """
     past = request.recorded
     dataset = load(past.source)
     with stop_signals() as stop, allowed_operations.trusting(past.trust):

@@ -1,8 +1,8 @@
-"""`python -m pipeline.predict export_dir=DIR`: JSON lines in, JSON lines out, one warm predictor.
+"""`python -m pipeline.predict export_dir=DIR`: answer requests that come as lines of JSON.
 
-A line is an object of inputs by name: {"number": 7}. Its answer is an object of outputs by name, or
-{"error": "..."}, in the order of the lines; empty lines are skipped. An input without the batch dimension
-is one example, and so is the answer then.
+A line of the standard input is an object of inputs by name: {"number": 7}. For each, a line is written to the
+standard output: an object of outputs by name, or {"error": "..."}. The order is kept, and empty lines are
+skipped. If the inputs have no batch dimension, they are one example, and the outputs have none, either.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class PredictSettings:
     """The keys of this command.
 
     Attributes:
-        export_dir: An export, or a folder of its versions, of which the newest is taken.
-        signature: The signature to call; `None` is `serving_default`, or the one whose inputs a line names.
-        trust: Operations that its graph may have besides those that compute.
-        allow_unverified: Whether to open an export without a receipt that says match.
-        batch_size: How many lines are answered by one call, if so many are waiting.
-        batch_wait_secs: How long a line waits for others.
+        export_dir: An export, or the folder of its versions, of which the newest is opened.
+        signature: The signature to call; `None` finds it for each line by the names of the inputs.
+        trust: Further operations that the graph may have, besides those that compute.
+        allow_unverified: Whether to open an export without a receipt that says `match`.
+        batch_size: Largest number of lines that are answered by one call.
+        batch_wait_secs: Longest time that a line waits for others.
     """
 
     export_dir: Path
@@ -58,11 +58,11 @@ class PendingLine:
     """A line on its way from request to answer.
 
     Attributes:
-        signature: The signature that it calls.
-        arrays: Its inputs, with a batch dimension.
-        single: Whether it came without one.
-        answer: What is printed.
-        is_bad: Whether that is an error.
+        signature: The name of the signature that the line calls.
+        arrays: The inputs, with a batch dimension.
+        single: Whether the line came without a batch dimension.
+        answer: The object to print; `None` until there is one.
+        is_bad: Whether the answer is an error.
     """
 
     signature: str = ""
@@ -72,7 +72,7 @@ class PendingLine:
     is_bad: bool = False
 
     def fail(self, reason: str) -> None:
-        """Make an error its answer."""
+        """Set the answer to an error."""
         self.answer, self.is_bad = {"error": reason}, True
 
 
@@ -80,13 +80,22 @@ def check(cfg: DictConfig) -> PredictSettings:
     """Check the configuration of this command.
 
     Raises:
-        ConfigError: With what does not fit.
+        ConfigError: A key is missing, unknown or does not fit.
     """
     return parse(PredictSettings, composition.plain_values(cfg))
 
 
 def predict(settings: PredictSettings) -> int:
-    """Answer every line of the standard input; return the exit code: bad input if a line was bad."""
+    """Answer every line of the standard input.
+
+    Returns:
+        The exit code: that of bad input if any line was bad.
+
+    Raises:
+        ConfigError: There is no export, or it does not have the signature.
+        DamagedError: A file of the export is damaged.
+        UntrustedError: The export is not verified, or its graph has an operation that is not allowed.
+    """
     opened = predictor.open(
         settings.export_dir, allow_unverified=settings.allow_unverified, trust=settings.trust
     )
@@ -107,12 +116,20 @@ def predict(settings: PredictSettings) -> int:
 
 
 def _batches(stream: BinaryIO, size: int, wait_secs: float) -> Iterator[list[bytes]]:
-    """Yield lines that are not empty, together as many as are there, up to `size`."""
+    """Yield lists of lines that are not empty.
+
+    Args:
+        stream: The lines.
+        size: Largest number of lines in a list.
+        wait_secs: Longest time that the first line of a list waits for others.
+    """
+    # Without the thread, for one line at a time: handing lines over would take longer than a small model.
     if size == 1:
         yield from ([line] for line in stream if line.strip())
         return
     waiting: queue.Queue[bytes | None] = queue.Queue(maxsize=4 * size)
 
+    # A thread reads, because a read that waits for input cannot be given up after some time.
     def read() -> None:
         try:
             for line in stream:
@@ -139,7 +156,7 @@ def _batches(stream: BinaryIO, size: int, wait_secs: float) -> Iterator[list[byt
 
 
 def _parse(text: bytes, opened: Predictor, signature: str | None) -> PendingLine:
-    """Return a line with its inputs, or with an error as its answer."""
+    """Return a line with its inputs, or, if they cannot be used, with an error as its answer."""
     line = PendingLine()
     try:
         request = json.loads(text)
@@ -160,16 +177,22 @@ def _parse(text: bytes, opened: Predictor, signature: str | None) -> PendingLine
 
 
 def _named_by(request: Mapping[str, Any], opened: Predictor) -> str:
-    """Return the signature that takes just these inputs, `serving_default` before others."""
+    """Return the name of the signature that has exactly these inputs, `serving_default` if several have.
+
+    If none has, the first one is returned: its check then reports which inputs it takes.
+    """
     names = sorted(opened.signatures, key=lambda name: name != DEFAULT_SIGNATURE)
     fitting = [name for name in names if set(opened.signatures[name].inputs) == set(request)]
     return fitting[0] if fitting else names[0]
 
 
 def _with_batch(value: Any, spec: Spec) -> tuple[Any, bool | None]:
-    """Return a value in the shape of an input, and whether it came without the batch dimension.
+    """Return a value with a batch dimension if its input has one.
 
-    One number stands for a whole input of fixed size, such as a seed.
+    For an input of fixed size, such as a seed, one number stands for all of its elements.
+
+    Returns:
+        The value, and whether its batch dimension was added; `None` if the input has none.
     """
     rank = len(spec.shape or ())
     array = np.array(value, dtype=object)  # A ragged list is an array of lists, whose shape does not fit.
@@ -183,7 +206,7 @@ def _with_batch(value: Any, spec: Spec) -> tuple[Any, bool | None]:
 
 
 def _answer_all(opened: Predictor, lines: Sequence[PendingLine]) -> None:
-    """Answer each line that has no answer; those that fit together by one call."""
+    """Answer each line that has no answer yet, with one call for all lines that can be a batch."""
     groups: dict[Any, list[PendingLine]] = {}
     for number, line in enumerate(lines):
         if line.answer is None:
@@ -195,7 +218,7 @@ def _answer_all(opened: Predictor, lines: Sequence[PendingLine]) -> None:
 
 
 def _group(opened: Predictor, line: PendingLine) -> Any:
-    """Return what lines must have in common to be answered by one call; `None` if nothing will do."""
+    """Return a key that is equal for lines which can be a batch; `None` if a line must be answered alone."""
     served = opened.signatures[line.signature]
     if not line.arrays or not all(s.batched for s in (*served.inputs.values(), *served.outputs.values())):
         return None
@@ -203,7 +226,10 @@ def _group(opened: Predictor, line: PendingLine) -> Any:
 
 
 def _answer_together(opened: Predictor, group: Sequence[PendingLine]) -> bool:
-    """Answer lines by one call; return whether it succeeded. If not, one of them is bad."""
+    """Answer lines with one call; return whether it succeeded.
+
+    If not, some line is bad. Each must then be answered alone, so that the others get their answers.
+    """
     served = opened.signatures[group[0].signature]
     keys = list(group[0].arrays)
     try:
@@ -234,8 +260,9 @@ def _set_answer(line: PendingLine, outputs: Mapping[str, np.ndarray], specs: Map
 
 
 def _plain(array: Any) -> Any:
-    """Return an array as JSON values: each number in the fewest digits that give its bits."""
+    """Return an array as JSON values; floats have the fewest digits from which their bits can be restored."""
     array = np.asarray(array)
+    # Through text: a float32 of 0.1 is 0.1 in JSON, and not 0.10000000149011612.
     if array.dtype.kind == "f":
         return array.astype(str).astype(float).tolist()
     if array.dtype.kind in "OS":
@@ -245,7 +272,7 @@ def _plain(array: Any) -> Any:
 
 
 def _encode(line: PendingLine) -> bytes:
-    """Return the answer of a line as a line; half a surrogate pair comes out as it came in."""
+    """Return the answer as a line of UTF-8; half a surrogate pair, which UTF-8 cannot hold, is escaped."""
     try:
         text = json.dumps(line.answer, ensure_ascii=False, allow_nan=False)
     except ValueError:

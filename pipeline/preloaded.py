@@ -1,4 +1,7 @@
-"""The imports of the fork server: TensorFlow and every stage, but no model. Its children start with them."""
+"""The imports of the fork server (`pipeline.cli.processes`): TensorFlow and every stage, but no model.
+
+Every process that the server forks starts with these modules imported.
+"""
 
 from pipeline import runtime
 from pipeline.cli import command, composition  # noqa: F401

@@ -26,7 +26,7 @@ class RecordsTask:
 
     Attributes:
         source: The data source.
-        writer: Has `write(dataset, folder)`, which yields the rows of each shard.
+        writer: Has `write(dataset, folder)`, which yields the number of rows of each shard it has written.
         dir: The folder to make.
     """
 
@@ -37,7 +37,7 @@ class RecordsTask:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordsSettings:
-    """The keys of this command besides the components; `conf/records.yaml` explains them."""
+    """The keys of this command besides `data` and `writer`; `conf/records.yaml` explains them."""
 
     dir: Path
 
@@ -46,7 +46,7 @@ def check(cfg: DictConfig) -> RecordsTask:
     """Check the configuration of this command.
 
     Raises:
-        ConfigError: With what does not fit.
+        ConfigError: A key does not fit, or the folder exists.
     """
     values = composition.plain_values(cfg)
     problems: list[str] = []
@@ -61,7 +61,11 @@ def check(cfg: DictConfig) -> RecordsTask:
 
 
 def write(request: RecordsTask) -> int:
-    """Write the shards; return the exit code."""
+    """Write the shards; return the exit code.
+
+    Raises:
+        DataSetError: The data cannot be loaded or written.
+    """
     dataset = load(request.source)
     runtime.import_tensorflow()
     request.dir.parent.mkdir(parents=True, exist_ok=True)

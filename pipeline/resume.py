@@ -1,4 +1,4 @@
-"""Going on with a run: whether the configuration is still its own, and what is left to do."""
+"""Going on with a run: the check that its configuration is the same, and the work that is left."""
 
 from __future__ import annotations
 
@@ -28,11 +28,13 @@ MAY_DIFFER = (KEY, "train.epochs")
 
 
 def check(run: RunDirectory, settings: Settings) -> None:
-    """Check that a run can start, or go on, in a directory with a configuration.
+    """Check that a run with a configuration can start, or go on, in a directory.
 
     Raises:
-        ConfigError: See `RunDirectory.check_usable`; or a run is there with another configuration, of which
-            the message names every key that differs.
+        BusyError: Another process writes to the directory.
+        ConfigError: The directory has files of something else, or a run with another configuration: the
+            message names every key that differs. Or `train.resume` names another or no run.
+        DamagedError: The log cannot be read, or `run.json` is damaged.
     """
     resumed = settings.train.resume
     if resumed is not None and resumed.resolve() != run.path.resolve():
@@ -43,6 +45,7 @@ def check(run: RunDirectory, settings: Settings) -> None:
     if not run.read_lines():
         return
     recorded = run.read_facts()["config"]
+    # Through JSON, as the recorded configuration went: otherwise a tuple would differ from its own list.
     before, now = dict(_leaves(recorded)), dict(_leaves(json.loads(json.dumps(settings.resolved))))
     problems = [
         f"{key} must be {before.get(key)!r}, as in the run in {run.path}. Received: {now.get(key)!r}. "
@@ -68,18 +71,24 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def with_recorded(overrides: Sequence[str]) -> list[str]:
-    """Return a command's overrides; where they name a run to resume, behind those that it recorded."""
+    """Return the overrides of a command line, after those that the run to resume has recorded, if any.
+
+    So `train.resume=RUN` alone is enough to go on. An override that is given now replaces a recorded one.
+
+    Args:
+        overrides: The overrides of the command line.
+    """
     parser = OverridesParser.create()
     try:
         given = {override.key_or_group: override for override in parser.parse_overrides(list(overrides))}
-    except HydraException:  # Composition says which.
+    except HydraException:  # Composing will fail, too, and explain which override is wrong.
         return list(overrides)
     if KEY not in given or given[KEY].value() is None:
         return list(overrides)
     run = RunDirectory(Path(str(given[KEY].value())).expanduser())
     try:
         recorded = parser.parse_overrides(list(map(str, run.read_facts()["overrides"])))
-    except (RoundtripError, HydraException):  # What is damaged is as good as missing: `check` says so.
+    except (RoundtripError, HydraException):  # `check` will report that `run.json` is missing or damaged.
         return list(overrides)
     kept = [
         str(override.input_line)
@@ -90,10 +99,10 @@ def with_recorded(overrides: Sequence[str]) -> list[str]:
 
 
 def _is_plain(override: Override) -> bool:
-    """Return whether an override sets a value, or chooses one of a group, and can do no more.
+    """Return whether an override does no more than to set a value or to choose one of a group.
 
-    A run may come from a stranger: what could choose code, what is trusted, and where the run is, are given
-    anew.
+    A run may come from a stranger. So recorded overrides must not choose a class (`_target_`), resolve an
+    interpolation, trust anything, load a configuration from elsewhere, or change a setting of Hydra.
     """
     key, line = override.key_or_group, str(override.input_line)
     if key in (KEY, "trust") or re.split("[./@]", key)[0] == "hydra" or "_target_" in line or "${" in line:
@@ -102,7 +111,13 @@ def _is_plain(override: Override) -> bool:
 
 
 def unexported(run: RunDirectory, rows: Sequence[Row], export: Export) -> Export:
-    """Return what is left to export of the epochs of some rows."""
+    """Return the section `export` with only those formats that have no whole export of some epochs yet.
+
+    Args:
+        run: The run.
+        rows: The rows of the epochs.
+        export: The section with all formats that are wanted.
+    """
     wanted = sorted(row.epoch for row in rows)
 
     def is_there(name: str) -> bool:
@@ -121,7 +136,10 @@ def unexported(run: RunDirectory, rows: Sequence[Row], export: Export) -> Export
 
 
 def verdict(run: RunDirectory, settings: Settings, rows: Sequence[Row]) -> str | None:
-    """Return the verdict of a run with nothing left to train, to export or to verify; `None` for others."""
+    """Return the verdict of a run that has nothing left to do, otherwise `None`.
+
+    Nothing is left to do if all epochs are trained and kept, all exports are written, and all are verified.
+    """
     policy = Policy(settings.train, settings.best, settings.epoch)
     if not rows or not policy.is_complete(rows):
         return None
@@ -136,7 +154,7 @@ def verdict(run: RunDirectory, settings: Settings, rows: Sequence[Row]) -> str |
         for row in rows:
             if row.epoch in kept:
                 run.check_row(row)
-    except DamagedError:  # The verification names it.
+    except DamagedError:  # The run is then verified once more, and the verification reports the file.
         return None
     verified = {export.artifact for export in receipt.exports}
     newest = [run.newest_export(name) for name in settings.export.chosen]

@@ -32,13 +32,21 @@ if TYPE_CHECKING:
     from pipeline.training.loop import OnEpoch
 
 CODES = {MATCH: command.DONE, MISMATCH: command.MISMATCH}
-"""The exit code of each verdict."""
+"""The exit code for each verdict."""
 
 log = logging.getLogger("pipeline")
 
 
 def check(cfg: DictConfig) -> Settings:
-    """Check the configuration, and, before Hydra writes to it, that the run can be in its directory."""
+    """Check the configuration, and that the run can start or go on in its directory.
+
+    For a single job this happens before Hydra writes to the directory.
+
+    Raises:
+        BusyError: Another process writes to the directory.
+        ConfigError: The configuration has problems, or the directory cannot be used.
+        DamagedError: The directory has a run that is damaged.
+    """
     settings = checks.check(composition.plain_values(cfg))
     job = composition.job_of(cfg)
     if job is not None:
@@ -48,12 +56,19 @@ def check(cfg: DictConfig) -> Settings:
 
 
 def round_trip(settings: Settings, on_epoch: OnEpoch | None = None) -> command.Result:
-    """Run the whole round trip.
+    """Train, export, and verify in a fresh process; skip whatever an earlier command has finished.
 
     Args:
         settings: The configuration, checked.
-        on_epoch: Called with an epoch and its metrics after each; returns whether the run is not worth
-            to go on with: then nothing is exported.
+        on_epoch: Called after each epoch with its number and its metrics; returns whether to give the run up.
+            Then nothing is exported.
+
+    Returns:
+        The objective of a sweep, with the exit code and the verdict.
+
+    Raises:
+        RoundtripError: Something that the user can mend; see `pipeline.errors`.
+        StopRequested: A signal was received.
     """
     assert settings.run_dir is not None
     run = RunDirectory(settings.run_dir)
@@ -72,6 +87,8 @@ def round_trip(settings: Settings, on_epoch: OnEpoch | None = None) -> command.R
         if not exported:
             return _result(settings, run, rows, pruned=True)
         arguments = [override("run_dir", run.path)]
+        # A class of the user's own is trusted in this command. The verifying process reads its name from
+        # `run.json`, which it does not trust, so it must be told.
         trusted = [type(settings.data).__module__.partition(".")[0], *settings.trust]
         if trusted != [*past_run.TRUSTED]:
             arguments.append(f"trust=[{','.join(trusted)}]")
@@ -115,13 +132,14 @@ def train_and_export(
     stop: Stop,
     on_epoch: OnEpoch | None,
 ) -> bool:
-    """Train what is left to train, and export what is left to export of the epochs asked for.
+    """Train the epochs that are left to train, and write the exports that are left to write.
 
     Returns:
-        Whether it was exported; not if `on_epoch` stopped the training.
+        Whether exports were written; `False` if `on_epoch` stopped the training.
 
     Raises:
-        StopRequested: A signal was received, and the configuration says to stop at that.
+        RoundtripError: See `setup.prepare`, `Training.fit` and `exporting.export`.
+        StopRequested: A signal was received, and `train.on_interrupt` is `stop`.
     """
     runtime.start_tensorflow(seed=settings.seed, deterministic=settings.train.deterministic)
     from pipeline.formats import exporting
@@ -157,7 +175,8 @@ def train_and_export(
     wanted = settings.epoch if finished else "last"
     chosen = select_rows(rows, wanted, settings.best, policy.kept(rows))
     for row in chosen:
-        if not run.answers(row.epoch).exists():  # Exports that were written before are held to them.
+        # Exports of an earlier command are verified with the answers of that time, so these stay.
+        if not run.answers(row.epoch).exists():
             prepared.record_answers(row)
     left = resume.unexported(run, chosen, settings.export)
     task = exporting.task_of(run, chosen, left, dataset, settings.verify)
@@ -166,7 +185,7 @@ def train_and_export(
 
 
 def _stop_if_told(run: RunDirectory, settings: Settings, stop: Stop) -> None:
-    """Stop at a signal, where the configuration says so, and say how to go on.
+    """Stop if a signal was received and `train.on_interrupt` is `stop`; log the command to go on with.
 
     Raises:
         StopRequested: A signal was received.

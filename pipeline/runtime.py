@@ -1,7 +1,7 @@
-"""The process-wide state of TensorFlow: how it is started, seeded and described.
+"""The process-wide state of TensorFlow: starting it, seeding it, and describing it.
 
-TensorFlow's import writes notes to the process's standard error that no setting turns off; they are
-kept back here, and shown only if the import fails.
+TensorFlow's import writes notes to the standard error that no setting turns off. They are held back here,
+and shown only if the import fails.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from typing import Any
 
 
 def start_tensorflow(*, seed: int, deterministic: bool) -> None:
-    """Import TensorFlow quietly, open its devices, seed it, and make its operations deterministic.
+    """Import TensorFlow quietly, open its devices, and seed it.
 
     Args:
-        seed: Seeds Python, NumPy and TensorFlow, so that initial weights follow from it alone.
-        deterministic: Whether the same operations on the same values must give the same bits.
+        seed: Seeds Python, NumPy and TensorFlow, so that the initial weights depend on nothing else.
+        deterministic: Whether the same operations on the same values must give the same bits. See
+            https://www.tensorflow.org/api_docs/python/tf/config/experimental/enable_op_determinism.
     """
     import_tensorflow()
     with held_back_stderr():
@@ -34,19 +35,21 @@ def start_tensorflow(*, seed: int, deterministic: bool) -> None:
         if deterministic:
             tf.config.experimental.enable_op_determinism()
         tf.keras.utils.set_random_seed(seed)
-        tf.zeros([])  # opens the devices, which has its own notes to write
+        tf.zeros([])  # The first operation opens the devices, which writes further notes.
 
 
 ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
-"""Whether TensorFlow computes with oneDNN, whose sums differ in their last bits from its own kernels'.
+"""Environment variable that makes TensorFlow compute with oneDNN.
 
-TensorFlow turns it on by itself where the processor has AVX-512; where there is only AVX2, the CNN trains 2.7
-times faster with it. Every process of a run must have the same setting.
+Its sums differ in their last bits from those of TensorFlow's own kernels, so every process of a run must have
+the same setting. TensorFlow turns it on by itself if the processor has AVX-512. Where there is only AVX2,
+the CNN trains 2.7 times faster with it.
 """
 
 
 def import_tensorflow() -> None:
-    """Import TensorFlow and Keras without starting anything."""
+    """Import TensorFlow and Keras without opening a device."""
+    # These must be set before the import, which reads them.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault(ONEDNN, "1")
     with held_back_stderr(), _no_garbage_collection():
@@ -58,10 +61,12 @@ def import_tensorflow() -> None:
 
 @contextlib.contextmanager
 def held_back_stderr(*, show_on_error: bool = True) -> Iterator[None]:
-    """Send the standard error of this process and its libraries to a file; show it on an error.
+    """Hold back the standard error of this process, that of C++ libraries included, in the `with` block.
 
-    Without `show_on_error` it is dropped then, too: the error says enough.
+    Args:
+        show_on_error: Whether the text is shown after an exception. If not, it is always dropped.
     """
+    # C++ writes to the file descriptor, which `contextlib.redirect_stderr` does not change.
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as held:
@@ -80,10 +85,11 @@ def held_back_stderr(*, show_on_error: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Import without looking for garbage, and never look again at what was imported.
+    """Turn the garbage collector off in the `with` block, and exempt from it all objects made until the end.
 
-    TensorFlow's import makes a million objects that stay: to search them takes a quarter of its time, and
-    as long again when the process ends.
+    TensorFlow's import makes a million objects that are never freed. To search them for garbage takes a
+    quarter of the time of the import, and as long again at the end of the process.
+    See https://docs.python.org/3/library/gc.html#gc.freeze.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -96,7 +102,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def describe() -> dict[str, Any]:
-    """Return the versions and the device that this process computes with, as JSON values."""
+    """Return the versions of the packages and the device of this process, as JSON values."""
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
@@ -125,7 +131,7 @@ def _own_version() -> str | None:
 
 
 def _own_commit() -> str | None:
-    """Return the commit of the checkout that this file is part of, if it is one."""
+    """Return the commit of the checkout that this file is in; `None` if it is not in one."""
     checkout = Path(__file__).parent.parent
     if not (checkout / ".git").exists():
         return None

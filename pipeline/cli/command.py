@@ -1,11 +1,11 @@
-"""What turns a function of a configuration into a command: Hydra, errors as sentences, exit codes.
+"""Running a function of a configuration as a command: Hydra, error messages, exit codes.
 
     0  done, and every compared metric matches       2  bad input or configuration
     1  anything else                                 3  a metric does not match
     130, 143  stopped by Ctrl-C, by SIGTERM
 
-A command checks its configuration before Hydra makes its output directory, so that a mistake answers
-at once and leaves nothing behind.
+A command checks its configuration before Hydra makes the output directory. So a mistake is reported at once
+and leaves no directory behind.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from pipeline.cli.stop import Stop, StopRequested
 from pipeline.errors import RoundtripError
 
 DONE, FAILED, BAD_INPUT, MISMATCH = 0, 1, 2, 3
-"""The exit codes of every command, besides those of signals."""
+"""The exit codes of every command; after a signal, the code is 128 and the signal's number."""
 
 HYDRA_FLAGS = ("hydra_help", "cfg", "info", "shell_completion")
-"""Flags that ask Hydra for something other than a job."""
+"""Hydra's flags that do something else than to run a job."""
 
 NOTHING_LOST = (
     "What was written before is whole; when the cause is gone, the same command goes on from there."
@@ -44,14 +44,16 @@ log = logging.getLogger(__name__)
 
 
 class Result(float):
-    """What a job of a sweep came to: its objective, for any sweeper, and what else became of it.
+    """The result of a job of a sweep: a number, the objective, with attributes for our own sweeper.
+
+    It is a number because other sweepers of Hydra expect one.
 
     Attributes:
         code: The exit code that the job would have had as a command.
-        verdict: That of its verification, if there was one.
-        epochs: Epochs trained.
-        pruned: Whether it was stopped because it did not look good.
-        further: Further objectives, where there are several.
+        verdict: The verdict of the verification, if there was one.
+        epochs: Number of epochs trained.
+        pruned: Whether the sweep stopped the job early, because its metrics were worse than others'.
+        further: The other objectives, if there are several.
     """
 
     def __new__(
@@ -63,7 +65,7 @@ class Result(float):
         pruned: bool = False,
         further: Sequence[float] = (),
     ) -> Self:
-        """Make a number that says what it came from."""
+        """Make a result; the arguments are the objective and the attributes."""
         result = super().__new__(cls, objective)
         result.code, result.verdict, result.epochs, result.pruned = code, verdict, epochs, pruned
         result.further = tuple(further)
@@ -76,18 +78,20 @@ class Result(float):
     further: Sequence[float]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Say how to make it in another process."""
+        """Return how to pickle it: as a plain `float` it would lose its attributes."""
         return Result, (float(self), self.code, self.verdict, self.epochs, self.pruned, self.further)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command as the jobs of a sweep call it.
+    """A command in the form in which the jobs of a sweep call it.
+
+    It is a class, not a function inside of another one, because it is pickled for other processes.
 
     Attributes:
-        task: Takes what `check` returned and, if somebody wants to know, `on_epoch`.
-        check: Checks a composed configuration.
-        on_epoch: Called with an epoch and its metrics after each; returns whether to stop.
+        task: Takes the result of `check`, and `on_epoch` if that is given.
+        check: Checks a composed configuration; returns what `task` takes.
+        on_epoch: Called after each epoch with its number and its metrics; returns whether to stop.
     """
 
     task: Callable[..., Any]
@@ -95,7 +99,7 @@ class Job:
     on_epoch: Callable[[int, Mapping[str, float]], bool] | None = None
 
     def __call__(self, cfg: DictConfig) -> Any:
-        """Run the job."""
+        """Check the configuration of a job, and run it."""
         checked = self.check(cfg)
         return self.task(checked) if self.on_epoch is None else self.task(checked, on_epoch=self.on_epoch)
 
@@ -107,18 +111,20 @@ def run(
     check: Callable[[DictConfig], Any],
     complete: Callable[[Sequence[str]], list[str]] = list,
 ) -> NoReturn:
-    """Run a task as a Hydra app and exit with its code.
+    """Run a task as a Hydra app, and exit with its code.
 
     Args:
-        task: Takes what `check` returned; returns the exit code, or a `Result` that has it.
+        task: Takes the result of `check`; returns the exit code, or a `Result` that has it.
         config_name: The primary configuration in `conf`.
-        check: Called with the composed configuration: for a single job before anything is written, and
-            with the `hydra` section. Raises `ConfigError`.
-        complete: Returns the overrides of the command line with those that they imply.
+        check: Called with the composed configuration; returns what `task` takes. May raise `RoundtripError`.
+            For a single job it is called before anything is written, and the configuration has the section
+            `hydra`.
+        complete: Takes the overrides of the command line; returns them with further ones that they imply.
     """
     arguments = hydra_internals.argument_parser().parse_args()
     register_resolvers()
-    logging.raiseExceptions = False  # A log file that takes no more is no reason for a traceback.
+    # When the disk is full, `logging` would print a traceback for each line of the log.
+    logging.raiseExceptions = False
     code = DONE
     try:
         if any(getattr(arguments, flag) for flag in HYDRA_FLAGS):
@@ -135,7 +141,8 @@ def run(
     except KeyboardInterrupt as error:
         _exit(128 + signal.SIGINT, ["stopped by SIGINT"], error)
     except BrokenPipeError:
-        # Whoever read the output has gone, as `head` does; there is no one to tell.
+        # The reader of the output has ended, as `head` does. Python flushes the standard output once more at
+        # its exit, which must not fail: https://docs.python.org/3/library/signal.html#note-on-sigpipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
     except OSError as error:
@@ -147,10 +154,10 @@ def run(
 
 
 def register_resolvers() -> None:
-    """Make two functions known to configuration files.
+    """Register two functions for configuration files (resolvers of OmegaConf).
 
-    `names` are the entries that are true, such as the formats chosen; `resumed` is the directory of the run
-    that is to go on, or else a new one.
+    `names` joins the keys whose value is true, such as the chosen formats. `resumed` returns the directory of
+    the run that is to go on, or, without one, the directory for a new run.
     """
     OmegaConf.register_new_resolver("names", _names, replace=True)
     OmegaConf.register_new_resolver("resumed", _resumed, replace=True)
@@ -171,7 +178,11 @@ def _run_job_or_sweep(
     config_name: str,
     check: Callable[[DictConfig], Any],
 ) -> int:
-    """Run what the command line asks for; return the exit code, of a sweep the largest of its jobs'."""
+    """Run the job or the sweep of the command line.
+
+    Returns:
+        The exit code; of a sweep, the largest exit code of its jobs.
+    """
     name = arguments.config_name or config_name
     overrides = list(arguments.overrides)
     failures: list[Exception] = []
@@ -187,7 +198,7 @@ def _run_job_or_sweep(
                     try:
                         return task(checked)
                     except Exception as error:
-                        failures.append(error)  # Hydra would put a line of its own before it.
+                        failures.append(error)  # Hydra would print a line of its own before the message.
                         return FAILED
 
                 overrides.append("hydra.mode=RUN")
@@ -205,24 +216,24 @@ def _code(returned: Any) -> int:
 
 
 def in_fresh_process(module: str, overrides: Sequence[str], stop: Stop) -> int:
-    """Run a command in a process that shares nothing with this one.
+    """Run a command in a process that shares no memory with this one, and has not imported any model.
 
     Args:
-        module: The command, as `python -m` takes it.
-        overrides: Its overrides.
-        stop: The signals of this command; they are passed on.
+        module: The name of the command's module, as for `python -m`.
+        overrides: The overrides of the command.
+        stop: The signals of this process, which are passed on to the other.
 
     Returns:
-        Its exit code, or `FAILED` if it was killed.
+        The exit code of the command, or `FAILED` if a signal ended it.
     """
     code = processes.run_module(module, overrides, stop)
     return code if code in (DONE, BAD_INPUT, MISMATCH) else FAILED
 
 
 def _exit(code: int, sentences: Sequence[str], error: BaseException) -> NoReturn:
-    """Say what went wrong on the standard error, and exit.
+    """Print sentences on the standard error, and exit.
 
-    The traceback goes to the run's log file, if there is one, and with HYDRA_FULL_ERROR=1 to the terminal.
+    The traceback goes to the run's log file, if there is one. With `HYDRA_FULL_ERROR=1` it is printed, too.
     """
     if os.environ.get("HYDRA_FULL_ERROR"):
         traceback.print_exception(error)

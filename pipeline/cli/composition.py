@@ -1,4 +1,4 @@
-"""Composition: what Hydra makes of a command line, and sentences for what it cannot make of it."""
+"""Composing the configuration of a command line with Hydra, and explaining why that fails."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from pipeline.errors import ConfigError, RoundtripError, unknown
 
 CONF = "pkg://conf"
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
-# Hydra lets some of Python's own through, such as for `model=null`.
+# Hydra does not catch all of Python's own exceptions: `model=null`, for instance, raises one.
 COMPOSE_ERRORS = (*HYDRA_ERRORS, TypeError, ValueError, AttributeError, AssertionError)
 
 
 def plain_values(cfg: DictConfig) -> dict[str, Any]:
-    """Return a configuration without its `hydra` section as plain values, interpolations resolved.
+    """Return a configuration as plain values, with interpolations resolved, without the section `hydra`.
 
     Raises:
         ConfigError: An interpolation cannot be resolved.
@@ -46,11 +46,11 @@ def plain_values(cfg: DictConfig) -> dict[str, Any]:
 
 
 class Job(NamedTuple):
-    """What Hydra decides for a job.
+    """The facts about a job that are Hydra's to decide.
 
     Attributes:
-        output_dir: The directory for what the job writes, absolute.
-        overrides: The overrides of the command line.
+        output_dir: The output directory of the job, absolute.
+        overrides: The overrides of the job.
     """
 
     output_dir: Path
@@ -58,14 +58,15 @@ class Job(NamedTuple):
 
 
 def job_of(cfg: DictConfig) -> Job | None:
-    """Return what Hydra decides for the job of a configuration; `None` where there is no job yet.
+    """Return the output directory and the overrides of a job; `None` if there is no job yet.
 
-    A single job is checked before Hydra starts it, with the `hydra` section in its configuration. From a job
-    of a sweep, Hydra takes the section out and keeps it. While a sweep checks all of its trials, none has a
-    directory.
+    There are three cases. A single job is checked before Hydra starts it, and its configuration still has the
+    section `hydra`. For a job of a sweep, Hydra has moved that section to `HydraConfig`. And while a sweep
+    checks all of its trials, none of them has a directory yet.
     """
     if "hydra" in cfg:
-        HydraConfig.instance().set_config(cfg)  # `hydra.run.dir` may ask for `hydra:runtime.choices`.
+        # `hydra.run.dir` may have interpolations such as `${hydra:runtime.choices.model}`: they look there.
+        HydraConfig.instance().set_config(cfg)
         return Job(Path(cfg.hydra.run.dir).absolute(), list(cfg.hydra.overrides.task))
     section = HydraConfig.get() if HydraConfig.initialized() else None
     if section is None or OmegaConf.is_missing(section.runtime, "output_dir"):
@@ -75,10 +76,11 @@ def job_of(cfg: DictConfig) -> Job | None:
 
 @contextmanager
 def hydra_app(arguments: argparse.Namespace) -> Iterator[Hydra]:
-    """Give the Hydra application that a command line asks for, and forget it afterwards.
+    """Yield the Hydra application for a command line; Hydra's global state is cleared at the end.
 
     Raises:
-        ConfigError: `--config-dir` names no folder.
+        ConfigError: `--config-path` or `--config-dir` does not name a folder, or `--experimental-rerun` is
+            given.
     """
     if arguments.experimental_rerun is not None:
         raise ConfigError("--experimental-rerun is not supported. Repeat the run's own command.")
@@ -104,15 +106,22 @@ def _as_url(folder: str) -> str:
 def compose_and_check(
     app: Hydra, config_name: str, overrides: Sequence[str], check: Callable[[DictConfig], Any]
 ) -> tuple[DictConfig, Any]:
-    """Compose a configuration and check it; return it with what `check` returned.
+    """Compose a configuration and check it.
+
+    Hydra reports the first override that fails. This function reports all of them, and the problems that
+    `check` finds in a configuration of the others, so that a user mends them in one go.
+
+    Returns:
+        The configuration, and the result of `check`.
 
     Raises:
-        ConfigError: With every override that does not fit, and all that is wrong with the rest.
+        ConfigError: Overrides do not fit.
+        RoundtripError: Whatever `check` raises.
     """
     try:
         composed = compose(app, config_name, overrides)
     except COMPOSE_ERRORS as error:
-        # Each of them once: it takes a tenth of a second.
+        # Composing takes a tenth of a second, and the same overrides are needed several times.
         composing = functools.cache(lambda *accepted: compose(app, config_name, accepted))
         accepted, problems = _explain_each(app, composing, overrides, error)
         if not problems:
@@ -126,7 +135,7 @@ def compose_and_check(
 
 
 def compose(app: Hydra, config_name: str, overrides: Sequence[str]) -> DictConfig:
-    """Compose a configuration, its `hydra` section included."""
+    """Compose a configuration, with its section `hydra`."""
     return app.compose_config(
         config_name=config_name,
         overrides=list(overrides),
@@ -138,15 +147,15 @@ def compose(app: Hydra, config_name: str, overrides: Sequence[str]) -> DictConfi
 def _explain_each(
     app: Hydra, composing: Callable[..., DictConfig], overrides: Sequence[str], error: Exception
 ) -> tuple[list[str], list[str]]:
-    """Return the overrides that fit, and a sentence for each that fails when added to them.
+    """Return the overrides that can be composed together, and a sentence for each that cannot.
 
-    Choices of a group come first, because they decide which keys exist.
+    Choices of a group are tried first, because they decide which keys exist.
 
     Args:
-        app: Knows the groups.
-        composing: Composes with the overrides given.
-        overrides: They cannot be composed together.
-        error: Why.
+        app: The application, which knows the groups.
+        composing: Composes a configuration from the overrides that it is given.
+        overrides: Overrides that cannot be composed together.
+        error: The error that Hydra raised for all of them.
     """
 
     def is_group(override: str) -> bool:
@@ -157,7 +166,7 @@ def _explain_each(
     accepted: list[str] = []
 
     def split(candidates: Sequence[str], error: Exception) -> None:
-        """Halve candidates that do not fit, since most do and composing takes time."""
+        """Search candidates by halves: most of them fit, so that takes less time than one by one."""
         if len(candidates) == 1:
             problems.append(_explain(app, composing, accepted, candidates[0], error))
             return
@@ -200,6 +209,7 @@ def _explain(
         known = composing(*accepted)
     except COMPOSE_ERRORS:
         return said
+    # The key itself may be what is wrong, so look it up in the configuration without this override.
     *parents, _ = key.split(".")
     node = OmegaConf.select(known, ".".join(parents)) if parents else known
     if isinstance(node, DictConfig) and key.split(".")[-1] not in node:
@@ -210,13 +220,13 @@ def _explain(
 
 
 def in_one_line(error: BaseException) -> str:
-    """Return what an error and those that caused it say."""
+    """Return the message of an error and of the errors that caused it, in one line."""
     said = " ".join(str(error).split())
     return said if error.__cause__ is None else f"{said} {in_one_line(error.__cause__)}".strip()
 
 
 def help_text(app: Hydra, config_name: str, overrides: Sequence[str]) -> str:
-    """Return the help of a command: the template in its configuration, filled in as Hydra does."""
+    """Return the help of a command: the template `hydra.help.template`, filled in as Hydra does."""
     composed = compose(app, config_name, overrides)
     HydraConfig.instance().set_config(composed)
     choices = {

@@ -1,7 +1,7 @@
-"""The parts of Hydra that have no public way, in one place, each with the reason.
+"""All uses of Hydra's private modules, each with the reason why no public function will do.
 
-Hydra promises nothing of `hydra._internal`: a release of Hydra that moves one of them fails here and nowhere
-else. `make latest` runs the tests against the newest releases, so that such a move is seen early.
+A release of Hydra may change `hydra._internal` without notice. Then this module fails, and no other.
+`make latest` runs the tests against the newest releases, so that such a change is seen early.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ def search_path(primary: str) -> ConfigSearchPath:
 
 
 def new_app(path: ConfigSearchPath) -> Hydra:
-    """Return a Hydra application. `hydra.initialize` makes one for composing only: it runs no jobs."""
+    """Return a Hydra application that can run jobs; one of `hydra.initialize` can only compose."""
     return Hydra.create_main_hydra2(task_name="pipeline", config_search_path=path)
 
 
 def options(app: Hydra, group: str) -> list[str]:
     """Return the choices of a group; none if there is no such group.
 
-    `ConfigLoader.get_group_options` copies the whole repository for each question, a millisecond each: an
-    error message asks for every override, and `--help` for every group.
+    The public `ConfigLoader.get_group_options` copies the whole repository in each call, which takes a
+    millisecond. An error message calls it for every override, and `--help` for every group.
     """
     return [str(option) for option in _repository(app).get_group_options(group)]
 
 
 def groups(app: Hydra, parent: str = "") -> Iterator[str]:
-    """Yield the groups of an application and their groups, without those of Hydra itself."""
+    """Yield the groups of an application, also those inside of groups, without Hydra's own."""
     for name in _repository(app).get_group_options(parent, ObjectType.GROUP):
         group = f"{parent}/{name}" if parent else name
         if group != "hydra":
@@ -66,5 +66,5 @@ def _repository(app: Hydra) -> IConfigRepository:
 
 
 def job_context(config: DictConfig) -> Any:
-    """Return what `run_job` of Hydra needs to run a job in a process without a Hydra application."""
+    """Return the context that Hydra's `run_job` needs in a process without a Hydra application."""
     return HydraContext(config_loader=None, callbacks=Callbacks(config))  # type: ignore[arg-type]

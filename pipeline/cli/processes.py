@@ -1,7 +1,9 @@
-"""Fresh processes, forked from a server that has imported TensorFlow but neither started it nor seen a model.
+"""Fresh processes, forked from a server that has imported TensorFlow, but has not started it.
 
-Such a process is there at once, while a new interpreter would spend seconds on imports. The server
-starts in the background; it ends with the process that started it.
+A fresh process has no model and no devices of TensorFlow, so it is as good as a new interpreter for a proof.
+But it is there at once, while an interpreter would spend seconds on imports. The server starts in the
+background, and ends with the process that started it.
+See https://docs.python.org/3/library/multiprocessing.html#contexts-and-start-methods.
 """
 
 from __future__ import annotations
@@ -22,29 +24,32 @@ from typing import Any
 from pipeline.cli.stop import Stop
 
 POLL_SECS = 0.05
+"""Time between two looks at the signals that are to be passed on to a process."""
+
 OUTPUTS = (1, 2)
+"""File descriptors of the standard output and the standard error."""
 
 _context = multiprocessing.get_context("forkserver")
 
 _spares: list[tuple[BaseProcess, Connection]] = []
-"""Processes that were forked off this one when it was fresh, for the modules that it will run."""
+"""Processes that were forked when this process was fresh itself, one for each module that it will run."""
 
 
 def start_server() -> None:
-    """Start the server, if this process will need one and it does not run yet; this returns at once."""
+    """Start the server, without waiting for it, unless it runs or this process has spare processes."""
     if not _spares:
         _context.set_forkserver_preload(["pipeline.preloaded"])
         forkserver.ensure_running()
 
 
 def start(function: Callable[..., object], *arguments: Any, spares: int = 0) -> BaseProcess:
-    """Call a function in a fresh process; it ends when this process does, however that comes about.
+    """Call a function in a fresh process, which is killed when this process ends, even by a crash.
 
     Args:
-        function: A module's function.
-        *arguments: What can be pickled.
-        spares: How many modules it will run: for each, a process that is as fresh is kept waiting, which
-            saves it a server of its own.
+        function: A function at the top level of a module, because it is pickled.
+        *arguments: Arguments that can be pickled.
+        spares: The number of modules that the new process will run with `run_module`. For each of them a
+            spare process is forked now, so that the new process needs no server of its own.
     """
     start_server()
     process = _context.Process(target=_call, args=(spares, function, *arguments))
@@ -53,13 +58,12 @@ def start(function: Callable[..., object], *arguments: Any, spares: int = 0) -> 
 
 
 def run_module(module: str, arguments: Sequence[str], stop: Stop) -> int:
-    """Run a module as `python -m` does, in a fresh process; return its exit code.
+    """Run a module as `python -m` does, in a fresh process.
 
     Args:
-        module: What to run.
-        arguments: Its command line.
-        stop: The signals of this process; those that come while the module runs are passed on to it. A
-            terminal sends Ctrl-C to every process itself; the second one changes nothing.
+        module: The name of the module.
+        arguments: The arguments of its command line.
+        stop: The signals of this process. Those that come while the module runs are passed on to it.
 
     Returns:
         The exit code, negative if a signal ended the process.
@@ -77,20 +81,22 @@ def run_module(module: str, arguments: Sequence[str], stop: Stop) -> int:
 
 
 def _call(spares: int, function: Callable[..., object], *arguments: Any) -> None:
-    _spares.extend([_keep_spare() for _ in range(spares)])  # Before there are threads, which no fork has.
+    # Before any thread starts: a fork has none of the threads, but it has the locks that they held.
+    _spares.extend([_keep_spare() for _ in range(spares)])
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # TensorFlow leaves files there for Python's exit to remove, which such a process does not come to.
+    # TensorFlow makes temporary files and removes them at the exit of the interpreter. A process of
+    # `multiprocessing` ends without it, so it gets a folder for them that is removed here.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         tempfile.tempdir = folder
         function(*arguments)
 
 
 def _end_with_parent() -> None:
-    """Kill this process when its parent is gone: whoever waits for the result is no longer there."""
+    """Wait for the end of the parent process, then kill this one: nobody waits for its result any more."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    os.kill(os.getpid(), signal.SIGKILL)  # pragma: no cover - nobody is left to count it
+    os.kill(os.getpid(), signal.SIGKILL)  # pragma: no cover - a killed process writes no coverage
 
 
 def _keep_spare() -> tuple[BaseProcess, Connection]:
@@ -112,7 +118,9 @@ def _use_spare(module: str, arguments: Sequence[str]) -> BaseProcess:
 
 
 def _wait_for_module(connection: Connection, other_end: Connection) -> None:
-    other_end.close()  # A fork has it, too: this process is to notice when the other one closes it.
+    # The fork has copied the parent's end of the pipe. While a copy is open, `recv` would never see that the
+    # parent has closed its own.
+    other_end.close()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         module, arguments = connection.recv()

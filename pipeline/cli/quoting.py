@@ -1,4 +1,4 @@
-"""Overrides as they are typed on a command line of Hydra's."""
+"""Overrides in the grammar of Hydra: https://hydra.cc/docs/advanced/override_grammar/basic/."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ log = logging.getLogger(__name__)
 
 
 def override(key: str, value: object) -> str:
-    """Return an override for a command line of Hydra's, the value quoted if its grammar needs that."""
+    """Return an override for Hydra's command line, with the value in quotes if the grammar needs them.
+
+    The quotes are Hydra's. For a shell, the result must be quoted once more.
+    """
     text = str(value)
     if re.fullmatch(r"[\w./-]+", text):
         return f"{key}={text}"

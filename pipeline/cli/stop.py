@@ -1,9 +1,11 @@
-"""Stopping in good order: SIGINT and SIGTERM are noted, and the command stops where nothing is lost.
+"""Stopping in good order: SIGINT and SIGTERM are noted, and the command stops at a point that loses nothing.
 
-with stop_signals() as stop:
-    for epoch in range(10):
-        train(epoch)
-        stop.check()  # raises StopRequested once a signal has come
+    with stop_signals() as stop:
+        for epoch in range(10):
+            train(epoch)
+            stop.check()  # Raises StopRequested if a signal has come.
+
+A second signal ends the process at once, as it would without this module.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ log = logging.getLogger(__name__)
 class StopRequested(BaseException):
     """A signal told the command to stop, and the command stopped in good order.
 
-    It is no `Exception`: a sweep that goes on after a trial's errors stops at it.
+    It is not a subclass of `Exception`, so that a sweep, which goes on after the errors of a trial, stops.
 
     Attributes:
         exit_code: 128 and the number of the signal, as a shell reports it.
@@ -35,7 +37,7 @@ class StopRequested(BaseException):
 
 @dataclass
 class Stop:
-    """The signals that a command has received and has not acted upon yet.
+    """The signals that a command has received.
 
     Attributes:
         signals: Numbers of the signals, in the order of their arrival.
@@ -52,7 +54,7 @@ class Stop:
         """Stop the command if a signal has come.
 
         Raises:
-            StopRequested: One has.
+            StopRequested: A signal has come.
         """
         if self.signals:
             raise StopRequested(self.signals[0])
@@ -60,10 +62,11 @@ class Stop:
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Note SIGINT and SIGTERM in the object given, instead of being ended by the first of them.
+    """Yield an object that notes SIGINT and SIGTERM, instead of ending the process at the first of them.
 
-    The second signal takes effect as usual, for whoever cannot wait. Outside of the main thread, where Python
-    delivers no signals, none is noted.
+    After the first signal the usual handlers are back, so the second one ends the process, for a user who
+    cannot wait. Outside of the main thread no signal is noted, because Python allows handlers only there:
+    https://docs.python.org/3/library/signal.html#signals-and-threads.
     """
     stop = Stop()
     before: dict[int, Any] = {}

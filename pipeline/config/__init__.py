@@ -1,1 +1,1 @@
-"""The configuration: its schema, and every check that needs neither TensorFlow nor a training step."""
+"""The configuration: its schema, and all checks that need neither TensorFlow nor a training step."""

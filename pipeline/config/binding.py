@@ -1,8 +1,8 @@
-"""Binding: the values of a configuration are held against the signature of the class that takes them.
+"""Binding the values of a configuration to the parameters of the class that takes them.
 
-The signature is the schema: its annotations are the types, and strings in `Annotated`, such as
-`Annotated[int, ">= 1"]`, are the constraints. Problems are collected, so that a user sees all of them at
-once.
+The signature of the class is the schema. Its annotations are the types, and strings in `Annotated`, such as
+`Annotated[int, ">= 1"]`, are the constraints. Problems are appended to a list and not raised, so that a user
+sees all of them at once.
 """
 
 from __future__ import annotations
@@ -28,10 +28,17 @@ T = TypeVar("T")
 
 
 def construct(values: Any, name: str, problems: list[str]) -> tuple[Any, Mapping[str, Any]]:
-    """Construct the component that `values` names by `_target_`, with the rest as its arguments.
+    """Construct the component that `values` names by `_target_`, with the other values as its arguments.
+
+    `hydra.utils.instantiate` is not used: it raises at the first problem, and does not check types.
+
+    Args:
+        values: The section of the component.
+        name: The key of the section, for messages.
+        problems: Receives a sentence for each problem.
 
     Returns:
-        The component, and its values with paths made absolute; appends to `problems` instead of raising.
+        The component, and its values with absolute paths; `None` and no values if there are problems.
     """
     if not isinstance(values, Mapping) or not isinstance(values.get("_target_"), str):
         problems.append(f"{name}._target_ must name a class. Received: {values!r}.")
@@ -42,7 +49,7 @@ def construct(values: Any, name: str, problems: list[str]) -> tuple[Any, Mapping
         constructor = getattr(importlib.import_module(module_name), class_name)
         if not isinstance(constructor, type):
             raise TypeError(f"{class_name} is no class")
-    except Exception as error:  # The module is a user's, and may raise anything.
+    except Exception as error:  # The module may be a user's, and an import may raise any type of exception.
         problems.append(
             f"{name}._target_ must name a class that can be imported. Received: {target}: {error}."
         )
@@ -66,10 +73,13 @@ def parse(schema: Callable[..., T], values: Mapping[str, Any], prefix: str = "")
     Args:
         schema: A dataclass.
         values: Values by key.
-        prefix: The key that the values stand under, with its dot, for messages.
+        prefix: The key of the section and a dot, for messages; empty for the top level.
+
+    Returns:
+        The instance.
 
     Raises:
-        ConfigError: With every key that is missing or unknown, and every value that does not fit.
+        ConfigError: Keys are missing or unknown, or values do not fit; there is a sentence for each.
     """
     problems: list[str] = []
     bound = bind(schema, values, prefix, problems)
@@ -81,15 +91,20 @@ def parse(schema: Callable[..., T], values: Mapping[str, Any], prefix: str = "")
 def bind(
     constructor: Callable[..., Any], values: Mapping[str, Any], prefix: str, problems: list[str]
 ) -> dict[str, Any]:
-    """Bind values to the keyword parameters of a constructor, checking each against its annotation.
+    """Bind values to the keyword parameters of a constructor, and check each against its annotation.
 
     Args:
         constructor: A class whose `__init__` is annotated.
         values: Values by parameter name.
-        prefix: The key that the values stand under, with its dot, for messages.
-        problems: Receives a sentence for each value that is missing, unknown or out of range.
+        prefix: The key of the section and a dot, for messages; empty for the top level.
+        problems: Receives a sentence for each value that is missing, unknown or does not fit.
+
+    Returns:
+        The arguments by name, converted to the annotated types. Use them only if no problem was appended.
     """
     parameters = dict(inspect.signature(constructor).parameters)
+    # From the class of a dataclass, not from its generated `__init__`: only so is the annotation of an
+    # inherited field looked up in the module of the base class.
     hints = typing.get_type_hints(
         constructor if is_dataclass(constructor) else constructor.__init__, include_extras=True
     )
@@ -105,6 +120,7 @@ def bind(
     bound = {key: value for key, value in values.items() if key not in parameters and takes_any}
     for name, parameter in parameters.items():
         value = values.get(name, parameter.default)
+        # `???` is OmegaConf's mark of a value that must be given.
         if value is inspect.Parameter.empty or (isinstance(value, str) and value == "???"):
             problems.append(f"{prefix}{name} must be given. Add {prefix}{name}=... to the command.")
         else:
@@ -113,7 +129,7 @@ def bind(
 
 
 def _convert(value: Any, hint: Any, key: str, problems: list[str]) -> Any:
-    """Return `value` as the type that `hint` states; append to `problems` where it is none."""
+    """Return a value as the type in an annotation; if it does not fit, append a sentence to `problems`."""
     if typing.get_origin(hint) is Annotated:
         kind, *constraints = typing.get_args(hint)
         known_problems = len(problems)
@@ -149,6 +165,7 @@ def _convert(value: Any, hint: Any, key: str, problems: list[str]) -> Any:
 
 def _convert_plain(value: Any, hint: Any, key: str, problems: list[str]) -> Any:
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # `1e3` is a float in YAML, but an integer for a user who writes `train.epochs=1e3`.
     if hint is int and is_number and value == int(value):
         return int(value)
     if hint is float and is_number:
@@ -173,7 +190,7 @@ def _convert_plain(value: Any, hint: Any, key: str, problems: list[str]) -> Any:
             else TYPE_NAMES.get(hint, "a path")
         )
         problems.append(f"{key} must be {name}. Received: {value!r}.")
-    # Any other annotation is the constructor's own business.
+    # A value with any other annotation is checked by the constructor.
     return value
 
 

@@ -21,7 +21,7 @@ EPOCHS = "all, best, last, a number, or a list such as [1,3]"
 
 @dataclass(frozen=True, kw_only=True)
 class _TopLevel:
-    """The keys of the top level besides the three components that `_target_` names."""
+    """The keys of the top level, without `model`, `data` and `optimizer`, whose schema is their class."""
 
     export: Export
     train: Train
@@ -34,13 +34,13 @@ class _TopLevel:
 
 
 def check(values: Mapping[str, Any]) -> Settings:
-    """Check a whole configuration and construct what it names.
+    """Check a whole configuration, and construct the model, the data source and the optimizer.
 
     Args:
-        values: The composed configuration as plain values, interpolations resolved.
+        values: The composed configuration as plain values, with interpolations resolved.
 
     Raises:
-        ConfigError: With every problem found.
+        ConfigError: There are problems, with a sentence for each.
     """
     problems: list[str] = []
     components = {
@@ -55,7 +55,8 @@ def check(values: Mapping[str, Any]) -> Settings:
     if bound.get("train") and bound.get("export"):
         problems += check_epochs(bound["epoch"], bound["export"])
         problems += _too_late(bound["epoch"], bound["train"].epochs)
-    if isinstance(train := values.get("train"), Mapping) and "keep" in train:  # Whatever else is wrong there.
+    # From the values, not from `bound`, which has no section `train` if any other key of it is wrong.
+    if isinstance(train := values.get("train"), Mapping) and "keep" in train:
         problems += _check_keep(train["keep"], values.get("epoch"))
     if problems:
         raise ConfigError(*problems)
@@ -70,7 +71,7 @@ def check(values: Mapping[str, Any]) -> Settings:
 
 
 def check_export(export: Export, verify: Verify) -> Iterable[str]:
-    """Yield what is wrong with the formats chosen, packages that they need included."""
+    """Yield a sentence for each problem with the chosen formats, such as a package that is not installed."""
     for name in export.formats:
         if name not in FORMATS:
             yield unknown("export", name, FORMATS)
@@ -87,8 +88,9 @@ def check_export(export: Export, verify: Verify) -> Iterable[str]:
 
 
 def check_epochs(epoch: Any, export: Export) -> Iterable[str]:
-    """Yield what is wrong with the epochs to export, whether or not the log has them."""
+    """Yield a sentence for each problem with the epochs to export that shows without a log."""
     several = isinstance(epoch, list)
+    # `isinstance(True, int)` holds, so the type itself is compared below.
     numbers = [number for number in (epoch if several else [epoch]) if number not in ("all", "best", "last")]
     if epoch == [] or any(type(number) is not int or number < 0 for number in numbers):
         yield f"epoch must be {EPOCHS}. Received: {epoch}."

@@ -1,4 +1,4 @@
-"""Checks of a data set against the model that consumes it."""
+"""Loading a data set, and checking that it has the arrays that a model takes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 
 def load(source: Source) -> Dataset:
-    """Load the data.
+    """Load a data set.
 
     Raises:
-        ConfigError: The source says that it cannot.
+        DataSetError: The source cannot load it.
     """
+    # `DataError`, which a source raises, is a `ValueError`; a source of a user's own may raise either type.
     try:
         return source.load()
     except (ValueError, OSError) as error:
@@ -27,10 +28,10 @@ def load(source: Source) -> Dataset:
 
 
 def check_batch(model: Model, dataset: Dataset) -> None:
-    """Check that a data set provides what a model consumes: names, shapes, dtypes and ranges.
+    """Check that the arrays of a data set have the names, shapes, dtypes and ranges that a model takes.
 
     Raises:
-        ConfigError: With every array that is missing, left over or out of range.
+        DataSetError: Arrays are missing, left over or do not fit, with a sentence for each.
     """
     try:
         specs = model.arrays(dataset.metadata)
@@ -56,7 +57,10 @@ def check_batch(model: Model, dataset: Dataset) -> None:
 
 
 def _range_problems(specs: Mapping[str, ArraySpec], dataset: Dataset) -> Iterable[str]:
-    """Yield which arrays of a stream have values outside of what the model takes."""
+    """Yield a sentence for each array of a stream with values outside of the range that the model takes.
+
+    The rows of a stream are not in memory, so the source gives the smallest and the largest value.
+    """
     assert dataset.stream is not None
     for name, spec in specs.items():
         bounds = spec.dtypes.get(dataset.train[name].dtype.name)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 DEFAULT_SIGNATURE = "serving_default"
-"""The signature that a request goes to when it names none; TensorFlow Serving's own name for it."""
+"""The signature that answers requests which do not name one; the name is TensorFlow Serving's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class ExportFormat:
     """A row of the table.
 
     Attributes:
-        name: What `export=` calls the format.
+        name: The name of the format, as in `export=onnx`.
         exact: Whether a restored model must give the same bits, because no converter rewrites the graph.
         copied: Whether an export is the run's own graph, copied, so that nothing needs to be rehearsed.
         many_epochs: Whether an export may hold several epochs.
@@ -33,11 +33,11 @@ class ExportFormat:
             them has the name of the format.
         facts: The folder inside an export for its manifest and its receipt. In a SavedModel it is the folder
             that TensorFlow reserves for other people's files.
-        path: Where the file or the checkpoint of an epoch or a signature is, relative to the export, with
-            the placeholders `{epoch}` and `{stem}`; empty where the directory itself is opened.
-        default_stem: What replaces `{stem}` for `serving_default`; other signatures have their own name.
-        snippet: How to open an export with its own runtime alone. Placeholders: `{directory}`, `{path}`
-            and `{signature}`.
+        path: The path of the file, or of the checkpoint, of an epoch or a signature, relative to the export,
+            with the placeholders `{epoch}` and `{stem}`; empty if the directory itself is opened.
+        default_stem: The text for `{stem}` if the signature is `serving_default`; for others, it is the name.
+        snippet: Code that opens an export with its own runtime alone, with the placeholders `{directory}`,
+            `{path}` and `{signature}`.
     """
 
     name: str

@@ -1,7 +1,6 @@
 """The schema of the configuration: a dataclass for each section, with the type and the range of each key.
 
-Constraints stand in `Annotated`, as `pipeline.config.binding` reads them. `docs/configuration.md` is made
-from these classes.
+Constraints are strings in `Annotated`, which `pipeline.config.binding` reads. The values are in `conf/`.
 """
 
 from __future__ import annotations
@@ -76,11 +75,11 @@ class Export:
 
     @property
     def chosen(self) -> list[str]:
-        """The formats to write, in the order in which they are written."""
+        """The names of the formats to write, in the order in which they are written."""
         return [name for name in FORMATS if self.formats.get(name)]
 
     def quantization_of(self, format: ExportFormat) -> str:
-        """Return how the weights of a format are stored: quantized only where the format can be."""
+        """Return the quantization for a format: `none` unless the format can be quantized."""
         return self.quantization if format.quantizable else "none"
 
 
@@ -114,7 +113,7 @@ class Sweep:
 
     @property
     def objectives(self) -> list[tuple[str, Any]]:
-        """Each metric with its direction."""
+        """Each metric of the sweep with its direction."""
         return paired(self.metric, self.direction)
 
 
@@ -174,7 +173,12 @@ class Settings:
 
 
 def paired(metric: Any, direction: Any) -> list[tuple[str, Any]]:
-    """Return each metric with its direction, of one or of a list of each."""
+    """Return pairs of a metric and its direction.
+
+    Args:
+        metric: A metric, or a list of them.
+        direction: A direction, or a list of as many.
+    """
     return list(zip(as_list(metric), as_list(direction), strict=False))
 
 

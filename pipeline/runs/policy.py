@@ -36,6 +36,7 @@ def select_rows(rows: Sequence[Row], epochs: Any, best: Best, kept: set[int] | N
         if best.metric not in rows[0].test:
             raise ConfigError(unknown("best.metric", best.metric, rows[0].test))
         epochs = min(rows, key=lambda row: _cost(row, best)).epoch
+    # The type itself is compared, because `isinstance(True, int)` holds.
     wanted = list(epochs) if isinstance(epochs, list | tuple) else [epochs]
     missing = [epoch for epoch in wanted if type(epoch) is not int or not 0 <= epoch < len(rows)]
     if missing or not wanted:

@@ -1,1 +1,1 @@
-"""Verification: what was written is restored, evaluated and held against the log."""
+"""Verification: checkpoints and exports are restored, evaluated and compared with the log of the training."""

@@ -1,6 +1,6 @@
-"""Comparison of the answers of a restored signature with those of the trained model to the same request.
+"""Comparing the answers of a restored signature with those of the trained model to the same request.
 
-The requests and the trained model's answers come from `pipeline.graphs.examples`.
+The requests and the answers of the trained model come from `pipeline.graphs.examples`.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from pipeline.graphs.signatures import Signature
 from pipeline.verification.comparison import json_number, number
 
 LATENCY_SECS = 0.05
-"""Time that a latency is measured for after a first call, if that leaves time for another."""
+"""Time for which calls are repeated to measure a latency; there is at least one, after a call to warm up."""
 
 
 @dataclass(frozen=True)
 class AnswerComparison:
-    """What a restored signature answers, held against the trained model's answer.
+    """The comparison of a restored signature's answer with the trained model's.
 
     Attributes:
-        max_abs_error: Largest difference of any value of any output; of a text, of 0 or 1.
-        argmax_flips: Rows whose largest value is in another place.
+        max_abs_error: Largest absolute difference of any value of any output. It is 1 for a text that
+            differs, and infinite if a shape or a kind of dtype differs.
+        argmax_flips: Number of rows of an output in which another column has the largest value.
         match: Whether every output is within the tolerance.
-        latency_ms: Median time of one request in milliseconds, by its batch size.
+        latency_ms: Median time of a call in milliseconds, by batch size.
     """
 
     max_abs_error: float
@@ -41,7 +42,11 @@ class AnswerComparison:
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> Self:
-        """Return a comparison as a receipt holds it."""
+        """Return a comparison from the JSON values of a receipt.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: The values are not a comparison.
+        """
         if not isinstance(facts["match"], bool) or type(facts["argmax_flips"]) is not int:
             raise ValueError(f"{facts} is no comparison of answers")
         latencies = {int(size): number(value) for size, value in facts["latency_ms"].items()}
@@ -66,21 +71,25 @@ def compare(
     rel_tolerance: float,
     latency: bool,
 ) -> AnswerComparison:
-    """Hold a restored signature's answer to a request against the expected one.
+    """Call a restored signature with a request, and compare its answer with the expected one.
 
     Args:
         signature: The restored signature.
-        request: Its inputs.
-        expected: What the trained model answered.
+        request: The inputs by name.
+        expected: The trained model's answer: outputs by name.
         abs_tolerance: Absolute tolerance.
-        rel_tolerance: Tolerance relative to the largest value of an output.
-        latency: Whether to measure it.
+        rel_tolerance: Tolerance relative to the largest magnitude in an output.
+        latency: Whether to measure the latency.
+
+    Raises:
+        DamagedError: The signature has other outputs.
     """
     restored = _call(signature, request)
     if restored.keys() != expected.keys():
         raise DamagedError(f"The outputs must be {sorted(expected)}. Received: {sorted(restored)}.")
     errors = {name: _max_abs_error(restored[name], expected[name]) for name in expected}
     bounds = {name: abs_tolerance + rel_tolerance * _largest(expected[name]) for name in expected}
+    # A carried output is state and not a prediction, so the place of its largest value has no meaning.
     flips = [_argmax_flips(restored[name], value) for name, value in expected.items() if name not in request]
     return AnswerComparison(
         max_abs_error=max(errors.values()),
@@ -97,6 +106,7 @@ def _max_abs_error(restored: np.ndarray, expected: np.ndarray) -> float:
         return float(np.any(restored != expected))
     if not expected.size:
         return 0.0
+    # Two infinities, or two NaN, in the same place are equal; their difference would be NaN.
     same = (restored == expected) | ((restored != restored) & (expected != expected))
     with np.errstate(invalid="ignore"):
         difference = np.abs(restored.astype(np.float64) - expected.astype(np.float64))
@@ -104,7 +114,7 @@ def _max_abs_error(restored: np.ndarray, expected: np.ndarray) -> float:
 
 
 def _largest(expected: np.ndarray) -> float:
-    """Return the largest finite magnitude of floats; 0 of anything else, which is the same or is not."""
+    """Return the largest finite magnitude in an array of floats; 0 for other dtypes, which must be equal."""
     if expected.dtype.kind != "f":
         return 0.0
     return float(np.max(np.abs(expected[np.isfinite(expected)]), initial=0.0))
@@ -117,7 +127,7 @@ def _argmax_flips(restored: np.ndarray, expected: np.ndarray) -> int:
 
 
 def _latencies(signature: Signature, request: Arrays) -> dict[int, float]:
-    """Return the median time of a call in milliseconds with one row, and with all the rows."""
+    """Return the median time of a call in milliseconds, by batch size: for one row, and for all rows."""
     if not any(spec.batched for spec in signature.inputs.values()):
         return {1: _latency(signature, request)}
     one = {name: array[:1] if signature.inputs[name].batched else array for name, array in request.items()}
@@ -126,7 +136,7 @@ def _latencies(signature: Signature, request: Arrays) -> dict[int, float]:
 
 def _latency(signature: Signature, request: Arrays) -> float:
     times: list[float] = []
-    signature.call(**request)
+    signature.call(**request)  # The first call traces or allocates for these shapes.
     until = time.perf_counter() + LATENCY_SECS
     while not times or time.perf_counter() < until:
         started = time.perf_counter()

@@ -1,7 +1,9 @@
-"""Comparison of the metrics of a restored model with those that the training logged.
+"""Comparing the metrics of a restored model with those that the training logged.
 
-tolerance = tolerance_of(verify, exact=True)              # 0 for a format that keeps the bits
-compare(row, {"loss": 0.25}, tolerance)["loss"].match
+    tolerance = tolerance_of(verify, exact=True)
+    compare(row, {"loss": 0.25}, tolerance)["loss"].match
+
+For a format that keeps the graph as it is, the tolerance is 0: its metrics must be the same to the last bit.
 """
 
 from __future__ import annotations
@@ -16,30 +18,35 @@ from pipeline.errors import DamagedError
 from pipeline.runs.log import Metrics, Row
 
 CONVERTED_TOLERANCE = 1e-5
-"""Relative tolerance of a format that a converter has written."""
+"""Relative tolerance for a format that a converter writes, because it may round in another order."""
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """|restored - logged| <= absolute + relative x |logged|."""
+    """The condition |restored - logged| <= absolute + relative x |logged|."""
 
     absolute: float = 0.0
     relative: float = 0.0
 
     def of(self, logged: float) -> float:
-        """Return the largest difference from a value that is accepted."""
+        """Return the largest difference from a logged value that is accepted."""
         return self.absolute + self.relative * abs(logged)
 
 
 def tolerance_of(verify: Verify, *, exact: bool) -> Tolerance:
-    """Return the tolerance of a format: its own, or what was given if that is more."""
+    """Return the tolerance for a format.
+
+    Args:
+        verify: The tolerances of the configuration. They can only add to those of the format.
+        exact: Whether the format keeps the graph as it is, so that its own tolerance is 0.
+    """
     own = 0.0 if exact else CONVERTED_TOLERANCE
     return Tolerance(verify.abs_tolerance or 0.0, max(verify.rel_tolerance or 0.0, own))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A metric as it was logged in training and as the restored model gives it."""
+    """A metric as the training logged it, beside that of the restored model, and the tolerance."""
 
     logged: float
     restored: float
@@ -52,12 +59,19 @@ class Comparison:
 
     @property
     def match(self) -> bool:
-        """Whether the difference is within the tolerance; a value that is no number never is."""
+        """Whether the difference is within the tolerance; never for NaN, which fails every comparison."""
         return abs(self.difference) <= self.tolerance
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> Self:
-        """Return a comparison from JSON values; `difference` and `match` follow from the other numbers."""
+        """Return a comparison from JSON values.
+
+        `difference` and `match` are not read but computed, so that a receipt cannot claim a match that its
+        numbers deny.
+
+        Raises:
+            ValueError, KeyError, TypeError: The values are not a comparison.
+        """
         return cls(number(facts["logged"]), number(facts["restored"]), number(facts["tolerance"]))
 
     def to_json(self) -> dict[str, Any]:
@@ -72,10 +86,10 @@ class Comparison:
 
 
 def compare(row: Row, restored: Metrics, tolerance: Tolerance) -> dict[str, Comparison]:
-    """Hold restored metrics against a row of the log.
+    """Compare restored metrics with those in a row of the log, by name.
 
     Raises:
-        ConfigError: They are not the same metrics.
+        DamagedError: The row has other metrics than the restored model.
     """
     if row.test.keys() != restored.keys():
         raise DamagedError(
@@ -88,16 +102,17 @@ def compare(row: Row, restored: Metrics, tolerance: Tolerance) -> dict[str, Comp
 
 
 def json_number(value: float) -> float | str:
-    """Return a number as JSON can hold it: as the string `inf`, `-inf` or `nan` where it is not finite."""
+    """Return a number for JSON: itself if it is finite, otherwise the string `inf`, `-inf` or `nan`."""
     return value if math.isfinite(value) else str(value)
 
 
 def number(value: Any) -> float:
-    """Return a number as `json_number` wrote it.
+    """Return the number that `json_number` wrote.
 
     Raises:
-        ValueError: The value is no number.
+        ValueError: The value is not a number.
     """
+    # In Python, `True` is an integer, too.
     if isinstance(value, bool) or not (isinstance(value, int | float) or value in ("inf", "-inf", "nan")):
         raise ValueError(f"{value!r} is no number")
     return float(value)

@@ -3,8 +3,8 @@
     receipt = read(run.verification)
     receipt.match, receipt.complaints()
 
-A receipt holds numbers; whether they match is computed from them whenever the receipt is read. The terminal,
-the JSON file, the page, the exit code and the predictor all take the verdict from here.
+A receipt holds numbers. Whether they match is computed whenever a receipt is read. The terminal, the JSON
+file, the page, the exit code and the predictor all take the verdict from here, so they cannot disagree.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ TEST = "test/"
 
 
 def verdict_of(match: bool) -> str:
-    """Return the word for a comparison's result."""
+    """Return the verdict for the result of comparisons."""
     return MATCH if match else MISMATCH
 
 
 @dataclass(frozen=True)
 class VerifiedEpoch:
-    """An epoch that was restored from an artifact, with each metric compared.
+    """The result of restoring one epoch from a checkpoint or an export (an artifact).
 
     Attributes:
         epoch: The epoch.
-        format: Name of the artifact's format.
-        artifact: Its path relative to the run directory.
-        metrics: Comparisons by the metric's name, such as `loss`.
-        signatures: Of an export, the answers of its signatures to the recorded requests.
-        not_compared: Of an export, the signatures whose answers are not known, each with the reason.
-        left_out: Of an export, the signatures that its format cannot hold, each with the reason.
-        quantization: What its weights are stored as, or `none`.
-        size_bytes: Of an export, the size of its files.
-        load_secs: Of an export, the time to open it.
-        problems: Why it could not be restored; then there is nothing else.
+        format: The name of the artifact's format.
+        artifact: The path of the artifact, relative to the run directory.
+        metrics: The comparison of each metric, by a name such as `loss`.
+        signatures: For an export, the comparison of the answers of each signature.
+        not_compared: For an export, the signatures without a recorded answer, each with the reason.
+        left_out: For an export, the signatures that its format cannot hold, each with the reason.
+        quantization: The quantization of the weights, or `none`.
+        size_bytes: For an export, the size of its files.
+        load_secs: For an export, the time that it took to open it.
+        problems: Why the epoch could not be restored. If there are any, the other results are empty.
     """
 
     epoch: int
@@ -68,23 +68,26 @@ class VerifiedEpoch:
 
     @property
     def match(self) -> bool:
-        """Whether it was restored, and all metrics and answers match, `serving_default`'s among them."""
+        """Whether the epoch was restored, and all metrics and all answers match.
+
+        An export whose `serving_default` has no recorded answer does not match: its main purpose is unproven.
+        """
         good = all(comparison.match for comparison in self.metrics.values())
         answered = all(found.match for found in self.signatures.values())
         return bool(self.metrics) and good and answered and DEFAULT_SIGNATURE not in self.not_compared
 
     @property
     def label(self) -> str:
-        """How tables call an export, such as `tflite int8@3`."""
+        """The name of an export in tables, such as `tflite int8@3`."""
         quantization = "" if self.quantization == "none" else f" {self.quantization}"
         return f"{self.format}{quantization}@{self.epoch}"
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> Self:
-        """Return an epoch as a receipt holds it.
+        """Return an epoch from the JSON values of a receipt.
 
         Raises:
-            ValueError, KeyError, TypeError, AttributeError: A receipt would not hold it so.
+            ValueError, KeyError, TypeError, AttributeError: The values are not those of an epoch.
         """
         metrics = {str(name): Comparison.from_json(one) for name, one in facts["metrics"].items()}
         answers = facts.get("signatures", {})
@@ -127,7 +130,7 @@ class VerifiedEpoch:
         return facts
 
     def losses(self) -> list[str]:
-        """Return a sentence for each metric of a quantized export: what the quantization costs."""
+        """Return a sentence for each metric of a quantized export, with the loss by the quantization."""
         return [
             f"{self.label}: test/{name} {c.logged:.6g} -> {c.restored:.6g}, {c.difference:+.3g} "
             f"(accepted: {c.tolerance:g})"
@@ -136,7 +139,7 @@ class VerifiedEpoch:
         ]
 
     def complaints(self) -> list[str]:
-        """Return a sentence for each metric and each signature that does not match."""
+        """Return a sentence for each metric and each signature that does not match or is not compared."""
         metrics = [
             f"{self.where}test/{name} must be {c.logged!r} as logged. "
             f"Restored: {c.restored!r}, {c.difference:+.3g} (tolerance {c.tolerance:g})."
@@ -156,14 +159,15 @@ class VerifiedEpoch:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What the verification of a run, or of one export, has found.
+    """The results of the verification of a run, or of one export.
 
     Attributes:
-        format: The format of the export; in a run's receipt, that of the newest export.
-        artifact: The path of the export, relative to the run.
-        epochs: The epochs that were restored; in a run's receipt, from its checkpoints.
-        exports: Of a run, the receipt of each export.
-        files: Of an export, the SHA-256 of the files that were verified.
+        format: The format of the export; in the receipt of a run, that of the newest export.
+        artifact: The path of that export, relative to the run directory.
+        epochs: The result for each epoch; in the receipt of a run, for each checkpoint.
+        exports: In the receipt of a run, the receipts of its exports.
+        files: In the receipt of an export, the SHA-256 of each file that was verified. The predictor compares
+            them with the manifest, so a receipt cannot be copied to another export.
     """
 
     format: str
@@ -174,7 +178,10 @@ class Receipt:
 
     @property
     def match(self) -> bool:
-        """Whether every epoch matches, and the newest export of every format; older exports are history."""
+        """Whether every epoch and the newest export of every format match.
+
+        Older exports do not count: a new export is how a user mends one that does not match.
+        """
         newest = {export.format: export for export in sorted(self.exports, key=Receipt._version)}
         results = [found.match for found in self.epochs] + [export.match for export in newest.values()]
         return bool(results) and all(results)
@@ -190,7 +197,7 @@ class Receipt:
         return [found for export in self.exports for found in export.epochs]
 
     def complaints(self) -> list[str]:
-        """Return a sentence for everything that was not restored or does not match."""
+        """Return a sentence for each problem and each mismatch, those of exports included."""
         return [
             sentence
             for found in (*self.epochs, *self.exported)
@@ -205,7 +212,7 @@ class Receipt:
         """Return a receipt from JSON values.
 
         Raises:
-            ValueError: They are none, or their verdict does not follow from their numbers.
+            ValueError: The values are not a receipt, or the verdict does not follow from the numbers.
         """
         try:
             receipt = cls(
@@ -215,7 +222,7 @@ class Receipt:
                 [Receipt.from_json(export) for export in facts.get("exports", [])],
                 {str(name): _text(digest) for name, digest in facts.get("files", {}).items()},
             )
-            verdict = receipt.verdict
+            verdict = receipt.verdict  # Inside of `try`: it reads the version in each artifact's path.
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"it is no receipt: {error!r}") from error
         if facts.get("verdict") != verdict:
@@ -250,24 +257,24 @@ def _text(value: Any) -> str:
 
 
 def read(path: Path) -> Receipt:
-    """Read the receipt in a file.
+    """Return the receipt in a file.
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It holds no receipt, or was changed.
+        ValueError: The file does not hold a receipt, or was changed.
     """
     return Receipt.from_json(checksums.unseal(path.read_text()))
 
 
 def read_if_whole(path: Path) -> Receipt | None:
-    """Return the receipt in a file, or `None` where the file is missing, damaged or none."""
+    """Return the receipt in a file; `None` if the file is missing, damaged or not a receipt."""
     with contextlib.suppress(OSError, ValueError):
         return read(path)
     return None
 
 
 def read_of_export(directory: Path) -> Receipt | None:
-    """Return the receipt inside an export, or `None` if there is none that can be read."""
+    """Return the receipt inside an export; `None` if there is none that can be read."""
     found = (read_if_whole(directory / folder / RECEIPT) for folder in FOLDERS)
     return next((receipt for receipt in found if receipt is not None), None)
 
@@ -275,20 +282,28 @@ def read_of_export(directory: Path) -> Receipt | None:
 def write(
     run: RunDirectory, num_epochs: int, epochs: Sequence[VerifiedEpoch], exports: Sequence[VerifiedEpoch]
 ) -> Receipt:
-    """Write the run's receipt, and each export's into the export; return the run's.
+    """Write the receipt of a run, and a receipt into each export that was verified.
 
-    The results of an earlier verification stay in the run's receipt, for other epochs and for exports that
-    still
-    exist: to verify one epoch again proves nothing of the rest, for better or worse.
+    Earlier results stay in the receipt of the run, for other epochs and for exports that still exist: to
+    verify one epoch again proves nothing of the rest, for better or worse.
 
     Args:
         run: The run.
-        num_epochs: Number of rows of its log.
-        epochs: Results for checkpoints.
-        exports: Results for exports.
+        num_epochs: The number of rows of its log.
+        epochs: The results for checkpoints.
+        exports: The results for exports.
+
+    Returns:
+        The receipt of the run.
+
+    Raises:
+        DamagedError: The manifest of an export cannot be read.
+        OSError: The disk does not take a file.
     """
+    # Two verifications may end at the same time, and each must keep the results of the other.
     with locks.turn(run.verification):
         before = read_if_whole(run.verification) or Receipt("", "", [])
+        # A run that goes on after damage may have fewer epochs than when it was verified.
         rows = {found.epoch: found for found in before.epochs if found.epoch < num_epochs}
         rows |= {found.epoch: found for found in epochs}
         receipts = {one.artifact: one for one in before.exports if (run.path / one.artifact).is_dir()}

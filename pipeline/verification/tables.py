@@ -1,4 +1,4 @@
-"""Tables of what was verified, for a terminal."""
+"""Tables of the results of a verification, for a terminal."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
 
 
 MAX_TABLE_ROWS = 24
-"""Rows of a table beyond which matching ones in the middle are left out."""
+"""Number of rows above which a table leaves out matching rows in its middle."""
 
 
 def metrics_table(
     labelled: Sequence[tuple[str, VerifiedEpoch]], *, columns: int, heading: str = "epoch"
 ) -> str:
-    """Return the metrics as an aligned table no wider than `columns`, if that can be.
+    """Return the metrics as an aligned table.
 
-    Where it is too wide, the restored metrics are left out; of many rows, matching ones in the middle.
+    A table that is too wide leaves the restored metrics out; one that is too long, matching middle rows.
 
     Args:
-        labelled: What was restored, each with what the first column calls it.
-        columns: The width.
+        labelled: The verified epochs, each with its text for the first column.
+        columns: The width of the terminal in characters.
         heading: The name of the first column.
     """
     names = sorted({name for _, row in labelled for name in row.metrics})
@@ -44,9 +44,13 @@ def metrics_table(
 
 
 def parity_table(labelled: Sequence[tuple[str, VerifiedEpoch]], *, columns: int) -> str:
-    """Return what each signature of each export answered as an aligned table; empty without exports.
+    """Return the comparisons of answers as an aligned table, a row for each signature of each export.
 
-    Where it is too wide, the latencies are left out; the arguments are those of `metrics_table`.
+    The table is empty if there are no exports. If it is too wide, the latencies are left out.
+
+    Args:
+        labelled: The verified epochs, each with its text for the first column.
+        columns: The width of the terminal in characters.
     """
     header = [
         "export",
@@ -86,7 +90,7 @@ def _yes(match: bool) -> str:
 
 
 def _hidden_rows(rows: Sequence[VerifiedEpoch]) -> set[int]:
-    """Return the indices of matching rows to leave out of a long table: one stretch in its middle."""
+    """Return the indices of the rows to leave out of a long table: those in the middle, if all match."""
     half = MAX_TABLE_ROWS // 2
     middle = range(half, len(rows) - half)
     return set(middle) if all(rows[i].match for i in middle) else set()

@@ -1,8 +1,10 @@
-"""Verification: checkpoints and exports are restored, evaluated, and held against the log of the training.
+"""Restoring checkpoints and exports, evaluating them, and comparing them with the log of the training.
 
-verifier = Verifier(run, run.read_rows(), dataset, verify)
-found = verifier.checkpoints(rows) + verifier.exports([run.newest_export("onnx")])
-all(epoch.match for epoch in found)
+    verifier = Verifier(run, run.read_rows(), dataset, verify)
+    found = verifier.checkpoints(rows) + verifier.exports([run.newest_export("onnx")])
+    all(epoch.match for epoch in found)
+
+A verifier knows neither the model's code nor the training: it reads files, and calls signatures.
 """
 
 from __future__ import annotations
@@ -39,21 +41,21 @@ if TYPE_CHECKING:
     from data.base import Dataset
 
 NUM_PERTURBATIONS = 3
-"""How often all weights are perturbed to see how far rounding moves a metric."""
+"""Number of random perturbations of all weights, from which the effect of rounding is estimated."""
 
 ROUNDING = 2.0**-23
-"""Relative distance of neighbouring float32 numbers."""
+"""Relative distance of neighbouring float32 numbers, at most."""
 
 NO_ANSWER = "the trained model did not take the example request; give one in BuiltModel.examples"
 
 
 @dataclass(frozen=True)
 class Verifier:
-    """Restores what a run wrote, and compares it with the run's log.
+    """Restores the checkpoints and the exports of a run, and compares them with the run's log.
 
     Attributes:
         run: The run.
-        log: Every row of its log.
+        log: All rows of its log.
         dataset: The data set that the run was trained on.
         verify: See `pipeline.config.schema.Verify`.
     """
@@ -64,8 +66,11 @@ class Verifier:
     verify: Verify
 
     def checkpoints(self, rows: Sequence[Row]) -> list[VerifiedEpoch]:
-        """Restore the checkpoint of each row into the run's graph, evaluate it, and compare."""
-        # The graph is opened once, with the first checkpoint: where it is damaged, every epoch says so.
+        """Restore the checkpoint of each row, evaluate it, and compare its metrics with the row's.
+
+        A checkpoint that cannot be restored is no exception: its result holds the problems.
+        """
+        # Opened once, but inside of the first result: a damaged graph is then a problem of every epoch.
         graph = functools.cache(lambda: checkpoints.open_graph(self.run.graph))
         return [
             _verified(
@@ -84,10 +89,12 @@ class Verifier:
         return VerifiedEpoch(row.epoch, "checkpoint", row.checkpoint, metrics)
 
     def exports(self, directories: Iterable[Path]) -> list[VerifiedEpoch]:
-        """Open each export, evaluate each epoch that it holds, and compare metrics and answers.
+        """Open each export, evaluate each of its epochs, and compare metrics and answers.
+
+        An export that cannot be opened is no exception: its result holds the problems.
 
         Raises:
-            DamagedError: An export does not say which epochs it holds, or the log lacks one of them.
+            DamagedError: An export has no readable manifest, or holds an epoch that the log does not have.
         """
         held = []
         for directory in directories:
@@ -112,6 +119,7 @@ class Verifier:
         load_secs = time.perf_counter() - started
         if missing := set(manifest.signatures) - set(held):
             raise DamagedError(f"{directory} must hold {', '.join(sorted(missing))}. Held: {sorted(held)}.")
+        # The export is measured by these answers: whoever could change them could make any export match.
         if problems := checksums.problems(self.run.graph.parent, manifest.answers):
             raise DamagedError(*problems)
         metrics = self._compare_metrics(manifest, held, row)
@@ -132,11 +140,11 @@ class Verifier:
     def _compare_answers(
         self, manifest: Manifest, held: Mapping[str, Signature], row: Row
     ) -> dict[str, AnswerComparison]:
-        """Compare the answers of each signature to which the trained model's answer is recorded."""
+        """Compare the answers of each signature for which the trained model's answer is recorded."""
         tolerance = tolerance_of(self.verify, exact=FORMATS[manifest.format].exact)
         if manifest.quantization != "none":
-            # The answers of a quantized export differ by design: the receipt reports by how much, and the
-            # metrics decide.
+            # The answers of a quantized export differ by design. The receipt reports by how much, and the
+            # metrics alone decide whether the export matches.
             tolerance = Tolerance(math.inf)
         requests = examples.read(self.run.requests)
         expected = examples.read(self.run.answers(row.epoch))
@@ -147,6 +155,7 @@ class Verifier:
                 expected[name],
                 abs_tolerance=tolerance.absolute,
                 rel_tolerance=tolerance.relative,
+                # All epochs of an export run the same graph, so one measurement is enough.
                 latency=row.epoch == manifest.epochs[-1],
             )
             for name, signature in held.items()
@@ -158,9 +167,10 @@ class Verifier:
     ) -> dict[str, Comparison]:
         """Evaluate an export, and compare its metrics with the logged ones.
 
-        The metrics of a converted export may in addition be off by the effect of rounding: see `_spread`.
+        For a converted export, the effect of rounding is added to the tolerance; see `_spread`.
         """
-        graph = functools.cache(lambda: checkpoints.open_graph(self.run.graph))  # Some formats need none.
+        # Only called if needed: an exact format, or one that holds `evaluate`, does without the run's graph.
+        graph = functools.cache(lambda: checkpoints.open_graph(self.run.graph))
         restored = self._evaluate(opening.evaluable(manifest.format, held, graph))
         if manifest.quantization != "none":
             accepted = self.verify.quantized_tolerance
@@ -177,11 +187,12 @@ class Verifier:
         }
 
     def _spread(self, graph: Graph, row: Row) -> Metrics:
-        """Return how far each metric moves when every weight is changed by one unit in its last place.
+        """Return the largest change of each metric when every weight changes by one unit in its last place.
 
         A metric that is a small difference of large numbers, such as the loss of a regression that has
         converged, moves by far more than a relative 1e-5 when the same sums are rounded in another order.
         """
+        # The run's own graph is perturbed, and not the export, whose weights most runtimes do not give away.
         checkpoints.restore_row(self.run, row, {"weights": graph.weights})
         weights = {name: variable.numpy() for name, variable in graph.weights.items()}
         generator = np.random.default_rng(0)
@@ -200,17 +211,24 @@ class Verifier:
 
 
 def _size_bytes(directory: Path) -> int:
-    """Return the size of an export, without its manifest and its receipt."""
+    """Return the size of an export in bytes, without its manifest and its receipt."""
     files = (path for path in directory.rglob("*") if path.is_file() and path.name not in (MANIFEST, RECEIPT))
     return sum(path.stat().st_size for path in files)
 
 
 def _verified(epoch: int, format: str, artifact: str, restored: Callable[[], VerifiedEpoch]) -> VerifiedEpoch:
-    """Return the result of restoring an epoch; where that fails, the result holds the problems."""
+    """Return the result of restoring an epoch, or, if that fails, a result with the problems.
+
+    Args:
+        epoch: The epoch.
+        format: The name of the artifact's format.
+        artifact: The path of the artifact, relative to the run directory.
+        restored: Restores and compares; returns the result.
+    """
     try:
         return restored()
     except RoundtripError as error:
         return VerifiedEpoch(epoch, format, artifact, problems=error.problems)
-    except Exception as error:  # The runtimes' errors share no type, and other artifacts are still to come.
+    except Exception as error:  # The runtimes have no common type of exception; other artifacts must go on.
         problem = f"{artifact}, epoch {epoch}, cannot be evaluated: {first_line(error)}"
         return VerifiedEpoch(epoch, format, artifact, problems=[problem])
