@@ -73,10 +73,10 @@ def command(tmp_path: Path) -> Command:
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Change a sealed JSON object and seal it again: what is wrong then is no accident of the disk."""
-    facts = checksums.unseal(path.read_text())
+    """Change a JSON object and its checksum with it: what is wrong then is no accident of the disk."""
+    facts = checksums.checked(path.read_text())
     change(facts)
-    path.write_text(json.dumps(checksums.seal(facts)))
+    path.write_text(json.dumps(checksums.with_checksum(facts)))
 
 
 def rewrite_export(export: Path) -> None:

@@ -54,7 +54,7 @@ def results(run_dir: Path) -> dict[str, bytes]:
         for path in [*(run_dir / "checkpoints").rglob("*"), run_dir / "metrics.jsonl"]
         if path.is_file() and path.name != "fingerprint.pb"  # TensorFlow puts a random number into it.
     }
-    receipt = checksums.unseal((run_dir / "verification.json").read_text())
+    receipt = checksums.checked((run_dir / "verification.json").read_text())
     metrics = [(row["epoch"], row["metrics"]) for row in receipt["epochs"]]
     return {**found, "verdict": receipt["verdict"].encode(), "metrics": json.dumps(metrics).encode()}
 
@@ -128,7 +128,7 @@ def test_a_run_that_is_told_to_stop_goes_on_from_the_step(command: Command, tmp_
         assert process.returncode == code, stderr
         assert time.monotonic() - signalled < 10
         assert f"go on with:  python -m pipeline train.resume={run}" in stderr
-        unfinished = checksums.unseal((run / "checkpoints" / "unfinished.json").read_text())
+        unfinished = checksums.checked((run / "checkpoints" / "unfinished.json").read_text())
         assert unfinished["num_steps"] < 30000 // 32
         command("pipeline", f"train.resume={run}")
         assert results(run) == results(tmp_path / "whole")
@@ -510,10 +510,10 @@ class TestFuzzed:
         shutil.rmtree(tmp_path / "export", ignore_errors=True)
         shutil.copytree(dense.directory, tmp_path / "export")
         path = tmp_path / "export" / "manifest.json"
-        facts = checksums.unseal(path.read_text())
+        facts = checksums.checked(path.read_text())
         texts = [json.dumps(raw)]
         with contextlib.suppress(ValueError):  # JSON has no word for infinities.
-            texts.append(json.dumps(checksums.seal(facts | changes)))
+            texts.append(json.dumps(checksums.with_checksum(facts | changes)))
         for text in texts:
             path.write_text(text)
             with contextlib.suppress(ConfigError):

@@ -56,7 +56,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Write the manifest of an export, with its checksum."""
     folder = directory / FORMATS[manifest.format].facts
     folder.mkdir(exist_ok=True)
-    write_text(folder / MANIFEST, json.dumps(checksums.seal(asdict(manifest)), indent=2) + "\n")
+    write_text(folder / MANIFEST, json.dumps(checksums.with_checksum(asdict(manifest)), indent=2) + "\n")
 
 
 def has_manifest(directory: Path) -> bool:
@@ -73,7 +73,7 @@ def read_manifest(directory: Path) -> Manifest:
     folder = next((one for one in FOLDERS if (directory / one / MANIFEST).is_file()), FOLDERS[-1])
     path = directory / folder / MANIFEST
     try:
-        manifest = parse(Manifest, checksums.unseal(path.read_text()))
+        manifest = parse(Manifest, checksums.checked(path.read_text()))
         if manifest.format not in FORMATS:
             raise ValueError(unknown("format", manifest.format, FORMATS))
     except (OSError, ValueError) as error:

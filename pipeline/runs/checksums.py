@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-SEAL = "sha256"
+CHECKSUM = "sha256"
 """The key of a JSON object's own checksum."""
 
 
-def seal(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an object with its checksum added under `sha256`; `unseal` is the inverse.
+def with_checksum(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an object with its checksum added under `sha256`; `checked` is the inverse.
 
     Raises:
         ValueError: A number is infinite or not a number, which JSON cannot hold.
@@ -24,10 +24,10 @@ def seal(facts: Mapping[str, Any]) -> dict[str, Any]:
     # Through JSON and back, because the checksum must be that of the object which a reader will get: tuples
     # become lists, and keys become strings.
     plain = json.loads(json.dumps(facts, allow_nan=False))
-    return {**plain, SEAL: _digest(plain)}
+    return {**plain, CHECKSUM: _digest(plain)}
 
 
-def unseal(text: str) -> dict[str, Any]:
+def checked(text: str) -> dict[str, Any]:
     """Return the object in a JSON text, without its checksum.
 
     Raises:
@@ -39,8 +39,8 @@ def unseal(text: str) -> dict[str, Any]:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(facts, dict):
         raise ValueError("it is no JSON object")
-    if facts.pop(SEAL, None) != _digest(facts):
-        raise ValueError("its seal is broken: it was changed after it was written")
+    if facts.pop(CHECKSUM, None) != _digest(facts):
+        raise ValueError("its checksum does not fit: it was changed after it was written")
     return facts
 
 

@@ -183,7 +183,7 @@ class RunDirectory:
         Raises:
             OSError: The disk does not take the file.
         """
-        write_text(self.path / "run.json", json.dumps(checksums.seal(facts), indent=2) + "\n")
+        write_text(self.path / "run.json", json.dumps(checksums.with_checksum(facts), indent=2) + "\n")
 
     def read_facts(self) -> dict[str, Any]:
         """Return the content of `run.json`.
@@ -195,7 +195,7 @@ class RunDirectory:
         path = self.path / "run.json"
         self._check_path("run_dir")
         try:
-            facts = checksums.unseal(path.read_text())
+            facts = checksums.checked(path.read_text())
         except OSError as error:
             raise ConfigError(
                 f"run_dir must be a directory that a run has written. {path}: {error.strerror}."

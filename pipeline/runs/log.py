@@ -42,7 +42,7 @@ class Row:
 
 def to_line(row: Row) -> str:
     """Return a row as a line, with the line feed; floats keep all of their bits."""
-    return json.dumps(checksums.seal(asdict(row))) + "\n"
+    return json.dumps(checksums.with_checksum(asdict(row))) + "\n"
 
 
 def from_line(line: str) -> Row:
@@ -51,7 +51,7 @@ def from_line(line: str) -> Row:
     Raises:
         ValueError, TypeError, AttributeError: The line is not a row, or its checksum is wrong.
     """
-    row = Row(**checksums.unseal(line))
+    row = Row(**checksums.checked(line))
     if not isinstance(row.files, dict):
         raise ValueError(f"digests {row.files}")
     # Training stops at a loss that is not finite, so a row cannot have one.

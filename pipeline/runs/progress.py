@@ -60,7 +60,9 @@ def write_unfinished(run: RunDirectory, unfinished: Unfinished) -> None:
     Raises:
         OSError: The disk does not take the file.
     """
-    write_text(path_of_unfinished(run), json.dumps(checksums.seal(asdict(unfinished)), indent=2) + "\n")
+    write_text(
+        path_of_unfinished(run), json.dumps(checksums.with_checksum(asdict(unfinished)), indent=2) + "\n"
+    )
 
 
 def find(run: RunDirectory) -> Progress:
@@ -113,7 +115,7 @@ def _unfinished(run: RunDirectory, epoch: int) -> Unfinished | None:
     """Return the unfinished epoch if it is this one and its checkpoint is whole, otherwise `None`."""
     path = path_of_unfinished(run)
     try:
-        found = Unfinished(**checksums.unseal(path.read_text()))
+        found = Unfinished(**checksums.checked(path.read_text()))
         problems = checksums.problems(path.parent, found.files)
     except FileNotFoundError:
         return None

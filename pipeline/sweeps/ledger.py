@@ -9,7 +9,8 @@ A trial is known by the hash of its configuration, so that the same command with
 what is missing.
 
 The file is a journal: a change is a line at its end, and of the lines of a trial the last one counts. Each
-line is sealed (`pipeline.runs.checksums`). Whoever takes or gives back the lock leaves one line per trial.
+line carries its checksum (`pipeline.runs.checksums`). Whoever takes or gives back the lock leaves one line
+per trial.
 """
 
 from __future__ import annotations
@@ -244,7 +245,7 @@ class Ledger:
 
 
 def _line(trial: Trial) -> str:
-    return json.dumps(checksums.seal(vars(trial) | {"overrides": list(trial.overrides)})) + "\n"
+    return json.dumps(checksums.with_checksum(vars(trial) | {"overrides": list(trial.overrides)})) + "\n"
 
 
 def _lines(path: Path) -> tuple[list[str], bool]:
@@ -263,20 +264,20 @@ def _lines(path: Path) -> tuple[list[str], bool]:
 
 
 def _is_sealed(lines: Sequence[str]) -> bool:
-    """Return whether a line has a seal; lines that earlier versions wrote have none."""
-    return any(f'"{checksums.SEAL}"' in line for line in lines)
+    """Return whether a line has a checksum; lines that earlier versions wrote have none."""
+    return any(f'"{checksums.CHECKSUM}"' in line for line in lines)
 
 
 def _parsed(path: Path, lines: Sequence[str]) -> Iterator[Trial]:
     """Yield the trial of each line.
 
     Raises:
-        DamagedError: A line is not as it was written. Lines without a seal, as earlier versions wrote them,
-            are taken only where no line has one: a seal cannot be lost by accident.
+        DamagedError: A line is not as it was written. Lines without a checksum, as earlier versions wrote
+            them, are taken only where no line has one: a checksum cannot be lost by accident.
     """
     is_sealed = _is_sealed(lines)
     for number, line in enumerate(lines, 1):
         try:
-            yield Trial(**(checksums.unseal(line) if is_sealed else json.loads(line)))
+            yield Trial(**(checksums.checked(line) if is_sealed else json.loads(line)))
         except (ValueError, TypeError) as error:
             raise DamagedError(f"{path} must be a ledger. Reading line {number} failed: {error}.") from error

@@ -263,7 +263,7 @@ def read(path: Path) -> Receipt:
         OSError: The file cannot be read.
         ValueError: The file does not hold a receipt, or was changed.
     """
-    return Receipt.from_json(checksums.unseal(path.read_text()))
+    return Receipt.from_json(checksums.checked(path.read_text()))
 
 
 def read_if_whole(path: Path) -> Receipt | None:
@@ -322,4 +322,4 @@ def write(
 
 
 def _write(path: Path, receipt: Receipt) -> None:
-    write_text(path, json.dumps(checksums.seal(receipt.to_json()), indent=2) + "\n")
+    write_text(path, json.dumps(checksums.with_checksum(receipt.to_json()), indent=2) + "\n")

@@ -32,7 +32,7 @@ def run_evaluate(run: Path, **changes: Any) -> int:
 
 
 def receipt(run: Path) -> dict[str, Any]:
-    return checksums.unseal((run / "verification.json").read_text())
+    return checksums.checked((run / "verification.json").read_text())
 
 
 def timeless(receipt: Any) -> Any:
@@ -46,9 +46,9 @@ def timeless(receipt: Any) -> Any:
 
 def edit_row(run: Path, epoch: int, change: Callable[[dict[str, Any]], None]) -> None:
     log = run / "metrics.jsonl"
-    rows = [checksums.unseal(line) for line in log.read_text().splitlines()]
+    rows = [checksums.checked(line) for line in log.read_text().splitlines()]
     change(rows[epoch])
-    log.write_text("".join(json.dumps(checksums.seal(row)) + "\n" for row in rows))
+    log.write_text("".join(json.dumps(checksums.with_checksum(row)) + "\n" for row in rows))
 
 
 def rewrite_checkpoint(run: Path, epoch: int, change: Callable[[dict[str, Any]], None]) -> None:
@@ -91,7 +91,7 @@ class TestMatch:
     def test_each_export_carries_its_own_receipt(self, gru_run: Path) -> None:
         for row in receipt(gru_run)["exports"]:
             folder = {"saved_model": "assets.extra", "checkpoint": "."}[row["format"]]
-            inside = checksums.unseal((gru_run / row["artifact"] / folder / "verification.json").read_text())
+            inside = checksums.checked((gru_run / row["artifact"] / folder / "verification.json").read_text())
             assert inside == row
             assert inside["verdict"] == "match"
             assert [(r["epoch"], r["artifact"]) for r in inside["epochs"]] == [(2, row["artifact"])]

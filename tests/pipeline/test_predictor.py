@@ -77,7 +77,7 @@ def export(finished: Finished, tmp_path: Path) -> Path:
 
 
 def sealed(facts: dict[str, Any]) -> str:
-    return json.dumps(checksums.seal(facts))
+    return json.dumps(checksums.with_checksum(facts))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_what_is_not_proven_is_refused(
     export: Path, receipt: Callable[[dict[str, Any]], str | None], message: str
 ) -> None:
     path = export / "verification.json"
-    text = receipt(checksums.unseal(path.read_text()))
+    text = receipt(checksums.checked(path.read_text()))
     path.unlink()
     if text is not None:
         path.write_text(text)
@@ -150,8 +150,8 @@ def test_no_export_and_a_damaged_one(export: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="export_dir must be an export, or a folder of its versions"):
         predictor.open(tmp_path / "nowhere")
     for text, message in (
-        ('{"format": "os"}', "its seal is broken"),
-        (json.dumps(checksums.seal({"format": "onnx"})), "epochs must be"),
+        ('{"format": "os"}', "its checksum does not fit"),
+        (json.dumps(checksums.with_checksum({"format": "onnx"})), "epochs must be"),
         (manifest(format="os", epochs=[1]), "format must be one of saved_model, .* Received: os"),
     ):
         (export / "manifest.json").write_text(text)
@@ -177,7 +177,7 @@ def manifest(*, format: str, epochs: list[int]) -> str:
         files={},
         answers={},
     )
-    return json.dumps(checksums.seal(vars(held)))
+    return json.dumps(checksums.with_checksum(vars(held)))
 
 
 def served(call: Any = dict, **inputs: Spec) -> predictor.Served:

@@ -269,7 +269,7 @@ class TestDamage:
         row = dataclasses.replace(run.read_rows()[2], files={"../../etc/passwd": "0"})
         with pytest.raises(DamagedError, match="The row of epoch 2 must have digests of its checkpoint"):
             run.check_row(row)
-        line = json.dumps(checksums.seal(dataclasses.asdict(row) | {"files": 3}))
+        line = json.dumps(checksums.with_checksum(dataclasses.asdict(row) | {"files": 3}))
         with pytest.raises(DamagedError, match="Line 3 of .* Received: digests 3"):
             run.parse_row(2, line)
 
@@ -302,13 +302,13 @@ def test_a_new_run_has_no_progress(tmp_path: Path) -> None:
 
 def test_seals() -> None:
     facts: dict[Any, Any] = {"b": [1, {"x": (1.5, None)}], 3: "a"}
-    text = json.dumps(checksums.seal(facts), indent=2)
-    assert checksums.unseal(text) == {"b": [1, {"x": [1.5, None]}], "3": "a"}
+    text = json.dumps(checksums.with_checksum(facts), indent=2)
+    assert checksums.checked(text) == {"b": [1, {"x": [1.5, None]}], "3": "a"}
     for broken in (text.replace("1.5", "1.6"), text.replace("sha256", "sha255"), "{}", "[]", "3"):
         with pytest.raises(ValueError, match="broken|no JSON object"):
-            checksums.unseal(broken)
+            checksums.checked(broken)
     with pytest.raises(ValueError, match="it is nested too deeply"):
-        checksums.unseal("[" * 200_000)
+        checksums.checked("[" * 200_000)
 
 
 def test_no_file_outside_is_opened(tmp_path: Path) -> None:

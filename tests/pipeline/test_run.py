@@ -165,7 +165,7 @@ def test_the_log_keeps_every_bit(run: RunDirectory) -> None:
 
 def line(epoch: int, **changes: Any) -> str:
     """Return a line of the log, with some of its values replaced."""
-    return json.dumps(checksums.seal({**dataclasses.asdict(ROWS[epoch]), **changes})) + "\n"
+    return json.dumps(checksums.with_checksum({**dataclasses.asdict(ROWS[epoch]), **changes})) + "\n"
 
 
 def test_a_line_that_a_crash_cut_short_is_left_out(run: RunDirectory) -> None:
@@ -186,8 +186,8 @@ def test_a_line_that_a_crash_cut_short_is_left_out(run: RunDirectory) -> None:
         (b"\xff\n", "Line 1 of .* must be the row of epoch 0"),
         ('{"epoch": 0\n', "Line 1 of .* must be the row of epoch 0"),
         ("[]\n", "Line 1 of .* must be the row of epoch 0"),
-        (json.dumps(checksums.seal({"epoch": 0})) + "\n", "Line 1 of .*missing 4 required"),
-        ('{"epoch": 0}\n', "Line 1 of .*its seal is broken"),
+        (json.dumps(checksums.with_checksum({"epoch": 0})) + "\n", "Line 1 of .*missing 4 required"),
+        ('{"epoch": 0}\n', "Line 1 of .*its checksum does not fit"),
         (line(0, checkpoint="checkpoints/epoch-0001"), "with checkpoints/epoch-0000. Received: epoch 0 with"),
         (line(1), "Line 1 of .*Received: epoch 1 with checkpoints/epoch-0001"),
         (line(0) + line(2), "Line 2 of .* must be the row of epoch 1"),
@@ -210,9 +210,9 @@ def test_a_damaged_log_is_named(run: RunDirectory, text: str | bytes | None, mes
         (None, "must be a directory that a run has written"),
         ("{", "must be as the run wrote it. Reading it failed: Expecting"),
         ("[]", "it is no JSON object"),
-        ("{}", "its seal is broken"),
-        (json.dumps(checksums.seal({})), "must hold seed. It does not: it is damaged"),
-        (json.dumps(checksums.seal({"seed": 0, "data": 3})), "must hold data.fingerprint"),
+        ("{}", "its checksum does not fit"),
+        (json.dumps(checksums.with_checksum({})), "must hold seed. It does not: it is damaged"),
+        (json.dumps(checksums.with_checksum({"seed": 0, "data": 3})), "must hold data.fingerprint"),
     ],
 )
 def test_damaged_facts_are_named(run: RunDirectory, text: str | None, message: str) -> None:

@@ -164,7 +164,7 @@ class Run:
                 judged({"format": one["format"], "artifact": one["artifact"], "epochs": [one]})
                 for one in self.exports
             ]
-        self.directory.verification.write_text(json.dumps(checksums.seal(judged(facts))))
+        self.directory.verification.write_text(json.dumps(checksums.with_checksum(judged(facts))))
         for found in self.exports:
             (self.directory.path / found["artifact"]).mkdir(parents=True, exist_ok=True)
         page.write(self.directory)

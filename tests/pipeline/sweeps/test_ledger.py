@@ -69,7 +69,7 @@ def test_a_damaged_ledger_is_left_alone(tmp_path: Path, text: str) -> None:
 
 
 def as_earlier(*found: ledgers.Trial) -> str:
-    """Return a ledger as it was written before its lines had seals."""
+    """Return a ledger as it was written before its lines had checksums."""
     return "".join(json.dumps(asdict(one)) + "\n" for one in found)
 
 
@@ -131,7 +131,7 @@ def test_every_line_is_sealed(tmp_path: Path) -> None:
         text + as_earlier(trial(2)),
     ):
         ledger.path.write_text(changed)
-        with pytest.raises(DamagedError, match="its seal is broken"), ledger.locked():
+        with pytest.raises(DamagedError, match="its checksum does not fit"), ledger.locked():
             pass
         assert ledger.path.read_text() == changed, "it is left as it was"
 
