@@ -77,19 +77,15 @@ class MnistCNN:
         )
 
     def build(self, batch: Mapping[str, tf.TensorSpec], metadata: Mapping[str, Any]) -> BuiltModel:
-        """Make the variables, the loss and the signatures.
-
-        `serving_default` takes float32 images in [0, 1], `serving_uint8` takes uint8 images in [0, 255].
-        """
+        """Make the variables, the loss and the signatures, for float32 images in [0, 1] and for uint8."""
         import tensorflow as tf
 
         network = self._network()
 
         def logits_of(images: tf.Tensor) -> tf.Tensor:
             if images.dtype == tf.uint8:
-                # TensorFlow replaces a division by a constant with a product with the inverse. The product
-                # differs in the last bit from the quotient that a caller of `serving_default` computes.
-                # TensorFlow leaves `divide_no_nan` as it is, so both signatures give the same bits.
+                # A division by a constant becomes a product with its inverse, which differs in the last bit
+                # from the caller's own division. TensorFlow leaves `divide_no_nan` as it is.
                 images = tf.math.divide_no_nan(tf.cast(images, tf.float32), 255.0)
             return network(images)
 

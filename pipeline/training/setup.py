@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline import runtime
-from pipeline.errors import ConfigError, DiskFullError, unknown
+from pipeline.errors import ConfigError, DataSetError, DiskFullError, unknown
 from pipeline.graphs import checkpoints, examples
 from pipeline.graphs.signatures import Signature
 from pipeline.runs.directory import INDEX, RunDirectory
@@ -65,7 +65,8 @@ def prepare(
 
     Raises:
         ConfigError: The model's `evaluate` is missing or does not fit the data; or the run cannot go on,
-            because the data or the schedule of the learning rate would not be the same.
+            because the schedule of the learning rate would not be the same.
+        DataSetError: The run cannot go on, because the data has changed.
         DamagedError: `run.json` of a run that goes on is damaged.
         DiskFullError: The disk has no room for the checkpoints.
         OSError: The disk does not take a file.
@@ -84,18 +85,25 @@ def prepare(
     use_xla = policy.train.compile == "xla"
     training = Training(run, dataset, built, keras_optimizer, signatures, policy, seed, use_xla, stopped)
     _check_room(training)
-    if not run.log.exists():
+    if run.log.exists():
+        _go_on(training, optimizer, overrides)
+    else:
         _begin(training, config, overrides)
-        return training
+    return training
+
+
+def _go_on(training: Training, optimizer: Any, overrides: Sequence[str]) -> None:
+    """Check that a run can go on, and write the new number of epochs into `run.json`."""
+    run, dataset, epochs = training.run, training.dataset, training.policy.train.epochs
+    steps_per_epoch = dataset.num_train // dataset.batch_size
     facts = run.read_facts()
     # More epochs are harmless for a constant learning rate only. So the optimizers are compared, as the
     # configurations that Keras gives of them.
     before = facts["config"]["train"]["epochs"]
-    schedules = [optimizer.build(steps_per_epoch * epochs) for epochs in (before, policy.train.epochs)]
+    schedules = [optimizer.build(steps_per_epoch * number) for number in (before, epochs)]
     _check_same(run, facts, dataset, *(schedule.get_config() for schedule in schedules))
-    facts["config"]["train"]["epochs"] = policy.train.epochs
+    facts["config"]["train"]["epochs"] = epochs
     run.write_facts({**facts, "overrides": list(overrides)})
-    return training
 
 
 def _begin(training: Training, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
@@ -155,7 +163,7 @@ def _check_same(run: RunDirectory, facts: Mapping[str, Any], dataset: Dataset, b
             "would be another from the first step on. Start a new run."
         )
     if problems:
-        raise ConfigError(*problems)
+        raise (ConfigError if before != now else DataSetError)(*problems)
     here = runtime.describe()
     for what, known in (("versions", ("tensorflow", "keras", "numpy")), ("device", here["device"])):
         for key in known:

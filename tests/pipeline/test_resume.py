@@ -19,7 +19,7 @@ from data.tfrecord import TFRecord, Writer
 from models.base import BuiltModel
 from models.dense import DenseRegressor
 from pipeline import resume
-from pipeline.errors import ConfigError, DamagedError, DiskFullError
+from pipeline.errors import ConfigError, DamagedError, DataSetError, DiskFullError
 from pipeline.graphs import checkpoints, sessions
 from pipeline.optimizers import SGD, Adam
 from pipeline.runs import checksums, progress
@@ -187,7 +187,7 @@ def test_a_schedule_over_all_epochs_cannot_be_stretched(tmp_path: Path) -> None:
 
 def test_other_data_is_refused(tmp_path: Path) -> None:
     assert prepare(tmp_path / "run", epochs=1).fit()
-    with pytest.raises(ConfigError, match="The data must be what the run in .* was begun with, SHA-256"):
+    with pytest.raises(DataSetError, match="The data must be what the run in .* was begun with, SHA-256"):
         go_on(tmp_path / "run", epochs=2, dataset=Numbers(count=99).load())
 
 
