@@ -15,7 +15,6 @@ per trial.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -28,7 +27,7 @@ from typing import Any
 
 from pipeline.errors import DamagedError
 from pipeline.runs import checksums, locks
-from pipeline.runs.files import naming, sync, write_text
+from pipeline.runs.files import naming, write_text
 
 DONE, MISMATCH, PRUNED = "done", "mismatch", "pruned"
 FAILED, KILLED, TIMED_OUT, OUT_OF_MEMORY = "failed", "killed", "timed out", "out of memory"
@@ -219,20 +218,18 @@ class Ledger:
         """Add a trial, or replace what was written of it; once this returns, no crash loses it."""
         index = self._index()
         index.put(trial)
-        if self._held is None or not self._is_journal:
+        if self._held is None or not self._is_journal or not self.path.exists():
+            # The first line is renamed into place: a file without a whole line is then always damaged.
             self._rewrite(index)
         else:
             self._append(trial)
 
     def _append(self, trial: Trial) -> None:
-        is_new = not self.path.exists()
         self._is_journal = False  # An append that fails may leave half of a line, which the next would join.
         with naming(self.path), self.path.open("a") as file:
             file.write(_line(trial))
             file.flush()
             os.fsync(file.fileno())
-        if is_new:
-            sync(self.directory)
         self._num_lines += 1
         self._is_journal = True
 
@@ -251,16 +248,32 @@ def _line(trial: Trial) -> str:
 def _lines(path: Path) -> tuple[list[str], bool]:
     """Return the lines of a ledger, and whether the last one was written to its end.
 
-    Half of a line is left out: its process died, or is writing it now.
+    Half of a line is left out, where the lines before have checksums: its process died, or is writing it now.
+    Earlier versions replaced the whole file, so that half of a line is damage there.
     """
     try:
         *lines, rest = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return [], True
-    with contextlib.suppress(ValueError):  # A whole object that lacks only the end of its line counts.
-        json.loads(rest)
-        lines.append(rest)
-    return [line.decode(errors="replace") for line in lines], not rest
+    texts = [line.decode(errors="replace") for line in lines]
+    tail = rest.decode(errors="replace")
+    if tail and (_begins_with_a_value(tail) or not _is_sealed(texts)):
+        texts.append(tail)
+    return texts, not rest
+
+
+def _begins_with_a_value(text: str) -> bool:
+    """Return whether a text begins with a whole JSON value, as no beginning of an object does.
+
+    Such a last line lost only its end: it counts, and where something else stands there, it is damaged.
+    """
+    try:
+        json.JSONDecoder().raw_decode(text)
+    except ValueError:
+        return False
+    except RecursionError:
+        return True
+    return True
 
 
 def _is_sealed(lines: Sequence[str]) -> bool:
@@ -279,5 +292,5 @@ def _parsed(path: Path, lines: Sequence[str]) -> Iterator[Trial]:
     for number, line in enumerate(lines, 1):
         try:
             yield Trial(**(checksums.checked(line) if is_sealed else json.loads(line)))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise DamagedError(f"{path} must be a ledger. Reading line {number} failed: {error}.") from error

@@ -187,3 +187,30 @@ def test_that_it_cannot_be_compacted_hides_nothing(
 
 def full(*arguments: Any) -> None:
     raise OSError(28, "No space left on device")
+
+
+def test_a_last_trial_does_not_vanish_with_the_end_of_its_line(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    with ledger.locked():
+        for number in range(2):
+            ledger.write(trial(number))
+    whole = ledger.path.read_bytes()
+    ledger.path.write_bytes(whole[:-1])
+    assert [one.number for one in ledger.read()] == [0, 1]
+    for tail in (b"J", b"}"):
+        ledger.path.write_bytes(whole[:-1] + tail)
+        with pytest.raises(DamagedError, match="line 2 failed"):
+            ledger.read()
+    ledger.path.write_bytes(b"[" * 100_000)
+    with pytest.raises(DamagedError, match="line 1 failed"):
+        ledger.read()
+
+
+def test_a_file_without_a_whole_line_is_damaged(tmp_path: Path) -> None:
+    """The first line of a ledger is renamed into place, and earlier versions replaced the whole file."""
+    ledger = Ledger(tmp_path)
+    plain = json.dumps(vars(trial(0)))
+    for text in (plain[:20], f"{plain}\n{plain[:20]}"):
+        ledger.path.write_text(text)
+        with pytest.raises(DamagedError, match="must be a ledger"):
+            ledger.read()
