@@ -446,6 +446,22 @@ class TestRehearsal:
             )
         assert refusal.value.problems == ["cannot", "cannot"]
 
+    def test_of_an_export_all_formats_are_published_or_none(
+        self, gru_run: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(task: ExportTask, directory: Path) -> Mapping[str, str]:
+            raise UnsupportedError("cannot")
+
+        monkeypatch.setattr(base.load("onnx"), "write", fail)
+        run = RunDirectory(gru_run)
+        before = newest(gru_run, "saved_model")
+        options = Export(formats={"saved_model": True, "onnx": True})
+        task = exporting.task_of(run, run.read_rows()[2:], options, CASES[0].load(), NOTHING_GIVEN)
+        with pytest.raises(UnsupportedError, match="cannot"):
+            exporting.export(task)
+        assert newest(gru_run, "saved_model") == before
+        assert run.newest_export("onnx") is None
+
     @pytest.mark.parametrize("name", ["tflite", "onnx"])
     def test_a_format_that_can_hold_nothing(
         self, name: str, gru_run: Path, monkeypatch: pytest.MonkeyPatch
