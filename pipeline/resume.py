@@ -21,7 +21,6 @@ from pipeline.runs import checksums
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.log import Row
 from pipeline.runs.policy import Policy, select_rows
-from pipeline.verification import receipt as receipts
 
 KEY = "train.resume"
 MAY_DIFFER = (KEY, "train.epochs")
@@ -147,6 +146,9 @@ def verdict(run: RunDirectory, settings: Settings, rows: Sequence[Row]) -> str |
     if unexported(run, chosen, settings.export).chosen:
         return None
     kept = policy.kept(rows)
+    # Not before TensorFlow is needed: the module imports NumPy, which a mistyped key need not wait for.
+    from pipeline.verification import receipt as receipts
+
     receipt = receipts.read_if_whole(run.verification)
     if receipt is None or not kept <= {found.epoch for found in receipt.epochs}:
         return None

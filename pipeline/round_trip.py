@@ -25,13 +25,12 @@ from pipeline.runs.directory import RunDirectory
 from pipeline.runs.log import Row
 from pipeline.runs.policy import Policy, select_rows
 from pipeline.runs.progress import Progress, find
-from pipeline.verification.receipt import MATCH, MISMATCH
 
 if TYPE_CHECKING:
     from data.base import Dataset
     from pipeline.training.loop import OnEpoch
 
-CODES = {MATCH: command.DONE, MISMATCH: command.MISMATCH}
+CODES = {"match": command.DONE, "mismatch": command.MISMATCH}
 """The exit code for each verdict."""
 
 log = logging.getLogger("pipeline")

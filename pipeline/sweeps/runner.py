@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +40,7 @@ class Next(NamedTuple):
     study_trial: int | None = None
 
 
-class Plan:
+class Plan(ABC):
     """Which trials a sweep consists of.
 
     Attributes:
@@ -49,26 +50,26 @@ class Plan:
     total: int
 
     @property
+    @abstractmethod
     def num_ended(self) -> int:
         """How many of them have ended, here or elsewhere."""
-        raise NotImplementedError
 
+    @abstractmethod
     def next(self) -> Next | None:
         """Return the trial that is to run next; `None` where there is none now."""
-        raise NotImplementedError
 
+    @abstractmethod
     def is_complete(self) -> bool:
         """Return whether there will not be another one, either."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ended(self, trial: Trial) -> None:
         """Take note of what became of a trial."""
-        raise NotImplementedError
 
-    def started(self, trial: Trial) -> None:
+    def started(self, trial: Trial) -> None:  # noqa: B027 - most plans need not do it
         """Take note of a trial that runs."""
 
-    def tick(self) -> None:
+    def tick(self) -> None:  # noqa: B027 - most plans need not do it
         """Do what has to be done from time to time: called after each look at the trials."""
 
     def decide(self, number: int, epoch: int, metrics: Mapping[str, float]) -> bool:

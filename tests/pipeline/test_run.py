@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import BusyError, ConfigError, DamagedError
+from pipeline.errors import BusyError, ConfigError, RoundtripError
 from pipeline.runs import checksums, locks
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.files import staged, write_text
@@ -200,7 +200,7 @@ def test_a_damaged_log_is_named(run: RunDirectory, text: str | bytes | None, mes
     if text is not None:
         content = text if isinstance(text, bytes) else text.encode()
         (run.path / "metrics.jsonl").write_bytes(content)
-    with pytest.raises(DamagedError, match=message):
+    with pytest.raises(RoundtripError, match=message):
         run.read_rows()
 
 
@@ -218,7 +218,7 @@ def test_a_damaged_log_is_named(run: RunDirectory, text: str | bytes | None, mes
 def test_damaged_facts_are_named(run: RunDirectory, text: str | None, message: str) -> None:
     if text is not None:
         (run.path / "run.json").write_text(text)
-    with pytest.raises(DamagedError, match=message):
+    with pytest.raises(RoundtripError, match=message):
         run.read_facts()
 
 
