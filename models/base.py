@@ -12,15 +12,18 @@ Every model writes shapes with these letters:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
     Tensors = dict[str, tf.Tensor]
+    Variable: TypeAlias = tf.Variable | keras.Variable
 
 
 @dataclass(frozen=True)
@@ -86,13 +89,17 @@ class BuiltModel:
     Attributes:
         weights: Every variable by its path, such as `output/kernel`. The paths are the keys of every
             checkpoint. A path must therefore not depend on other models that the process built before.
+            Variables of Keras (see `weights_of`) are trained as Keras does it: frozen ones stay as they are,
+            and constraints hold after each step.
         loss: Takes a batch with the carried state, and an int32 `[2]` seed, which follows from the seed of
             the run and the number of the step alone. Returns the scalar to minimise, and the carried state
             for the next batch (empty for a model without state). The function is traced as it is written:
             see `signature`.
         signatures: `tf.function`s with a fixed input signature that return a dict. `evaluate` takes a batch
             and returns sums over the batch: `loss_sum`, `count`, and a sum such as `accuracy_sum` for each
-            further metric.
+            further metric. Metrics that are no means, such as the area under a curve, have a signature
+            `metrics`: `evaluate` returns its inputs for a batch, these are added up over the batches, and
+            `metrics` returns the values by name.
         score: A function that computes the sums of `evaluate` without the variables. The inputs are outputs
             of a signature that predicts from a batch, and the other arrays of the batch, all by name. Formats
             that cannot hold `evaluate` (Keras, int8 LiteRT) are evaluated with it.
@@ -100,18 +107,46 @@ class BuiltModel:
             names of a signature's, and the variables of the network are among `weights`.
         session_graph: A function whose inputs and outputs give their names to the tensors of the format
             `meta_graph`. Without it the tensors have the names of the input pipeline of `simple_save`.
+        tables: Lookup tables that the functions use.
         examples: Inputs of a signature by name, by signature. The answers of an export to these inputs are
             compared with the trained model's. A signature needs an example where inputs made from the test
             split would not be valid, such as indices that must be in a range.
     """
 
-    weights: Mapping[str, tf.Variable]
+    weights: Mapping[str, Variable]
     loss: Callable[[Tensors, tf.Tensor], tuple[tf.Tensor, Tensors]]
     signatures: Mapping[str, tf.types.experimental.PolymorphicFunction]
     score: tf.types.experimental.PolymorphicFunction | None = None
     network: keras.Model | None = None
     session_graph: tf.types.experimental.PolymorphicFunction | None = None
+    tables: Sequence[Any] = ()
     examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def variables(self) -> dict[str, tf.Variable]:
+        """The variables by path, those of Keras as the TensorFlow variables inside of them.
+
+        A SavedModel must hold these. If it tracks a Keras object instead, the TF1 and C++ loaders find no
+        variables: they then fail, or serve numbers out of uninitialised memory.
+        """
+        import keras
+
+        return {
+            path: variable.value if isinstance(variable, keras.Variable) else variable
+            for path, variable in self.weights.items()
+        }
+
+    @property
+    def trainable(self) -> dict[str, Variable]:
+        """The variables that are trained, by path; those of the network as Keras has them.
+
+        A TensorFlow variable inside of a Keras variable knows neither that its layer was frozen later nor of
+        a constraint.
+        """
+        network = {} if self.network is None else weights_of(self.network)
+        of_keras = {id(variable.value): variable for variable in network.values()}
+        known = {path: of_keras.get(id(variable), variable) for path, variable in self.weights.items()}
+        return {path: variable for path, variable in known.items() if variable.trainable}
 
 
 class Model(Protocol):
@@ -147,8 +182,8 @@ class Model(Protocol):
     `Annotated[int, ">= 1"]` states a range as well.
     """
 
-    def arrays(self, metadata: Mapping[str, Any]) -> Mapping[str, ArraySpec]:
-        """Return the spec of each array of a batch.
+    def arrays(self, metadata: Mapping[str, Any]) -> Mapping[str, ArraySpec] | None:
+        """Return the spec of each array of a batch; `None` leaves the check to `build`.
 
         Args:
             metadata: Facts about the data, such as the vocabulary of a text.
@@ -163,6 +198,9 @@ class Model(Protocol):
         Args:
             batch: Shape (batch dimension `None`) and dtype of each array, as the data provides it.
             metadata: Facts about the data, such as the vocabulary of a text.
+
+        Raises:
+            ValueError: The model cannot be made, or does not fit the data.
         """
 
 
@@ -174,22 +212,40 @@ def signature(*specs: tf.TensorSpec) -> Any:
 
     Args:
         specs: The spec of each parameter, in the order of the parameters. The name of a spec becomes the name
-            of the input.
+            of the input. A function of `*arrays` is called by these names, too.
     """
     import tensorflow as tf
 
-    # Without AutoGraph the graph holds the operations of the function and no others, and an error points at
-    # the user's own lines.
-    return tf.function(autograph=False, input_signature=specs)
+    def decorate(function: Callable[..., Tensors]) -> Any:
+        if any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(function).parameters.values()):
+            parameters = [
+                inspect.Parameter(spec.name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for spec in specs
+            ]
+            # `inspect`, and TensorFlow with it, take a function's parameters from here.
+            function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        # Without AutoGraph the graph holds the operations of the function and no others, and an error points
+        # at the user's own lines.
+        return tf.function(function, autograph=False, input_signature=specs)
+
+    return decorate
 
 
-def weights_of(network: keras.Model) -> dict[str, tf.Variable]:
-    """Return the raw variables of a Keras model by path.
+def weights_of(network: keras.Model) -> dict[str, keras.Variable]:
+    """Return the variables of a Keras model by path.
 
-    A SavedModel must hold the raw variables. If it tracks the Keras object instead, the TF1 and C++ loaders
-    find no variables: they then fail, or serve numbers out of uninitialised memory.
+    Where two layers have one name, the paths of the second one's variables get the suffix `_1`, and so on.
+    A variable is trainable if the model trains it. The flag of the variable itself can say otherwise: Keras
+    does not clear it where a layer is frozen before its variables are made.
     """
-    return {variable.path: variable.value for variable in network.weights}
+    trained = {id(variable) for variable in network.trainable_variables}
+    weights: dict[str, keras.Variable] = {}
+    for variable in network.weights:
+        variable.trainable = id(variable) in trained
+        paths = itertools.chain(
+            [variable.path], (f"{variable.path}_{number}" for number in itertools.count(1))
+        )
+        weights[next(path for path in paths if path not in weights)] = variable
+    return weights
 
 
 def classify(logits: tf.Tensor) -> Tensors:
