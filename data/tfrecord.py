@@ -3,7 +3,8 @@
 A folder holds:
 
     records.json                        names, dtypes, shapes of the arrays; rows and SHA-256 of each shard
-    train-00000-of-00008.tfrecord[.gz]  a `tf.train.Example` for each row; a feature holds an array's bytes
+    train-00000-of-00008.tfrecord[.gz]  a `tf.train.Example` for each row; a feature holds an array's bytes,
+                                        or its texts
     head.npz                            the first rows of the training split
     test.npz                            the test split, which stays in memory
 
@@ -35,6 +36,10 @@ NUM_HEAD = 256
 
 BLOCK_ROWS = 16
 """Rows that are read from a shard before the turn of the next shard."""
+
+
+TEXT = "string"
+"""The dtype in `records.json` of arrays of text, whose width is no property of the data."""
 
 
 class TFRecord:
@@ -84,7 +89,11 @@ class TFRecord:
             head, test = (self._read(name, self.manifest["files"][name]) for name in (HEAD, TEST))
             stream = Stream(
                 num_rows=sum(shard["rows"] for shard in shards.values()),
-                ranges={name: tuple(array["range"]) for name, array in self.manifest["arrays"].items()},
+                ranges={
+                    name: tuple(array["range"])
+                    for name, array in self.manifest["arrays"].items()
+                    if array["dtype"] != TEXT
+                },
                 digest=hashlib.sha256(text).hexdigest(),
                 batches=self._batches,
             )
@@ -159,10 +168,15 @@ class TFRecord:
         import tensorflow as tf
 
         arrays = self.manifest["arrays"]
-        features = {name: tf.io.FixedLenFeature([], tf.string) for name in arrays}
+        features = {
+            name: tf.io.FixedLenFeature(facts["shape"] if facts["dtype"] == TEXT else [], tf.string)
+            for name, facts in arrays.items()
+        }
         parsed = tf.io.parse_example(serialized, features)
         return {
-            name: tf.reshape(
+            name: parsed[name]
+            if facts["dtype"] == TEXT
+            else tf.reshape(
                 tf.io.decode_raw(parsed[name], facts["dtype"]), [self.batch_size, *facts["shape"]]
             )
             for name, facts in arrays.items()
@@ -208,7 +222,9 @@ class Writer:
         _save(folder / TEST, dataset.test)
         manifest = {
             "arrays": {
-                key: {
+                key: {"dtype": TEXT, "shape": array.shape[1:]}
+                if array.dtype.kind == "S"
+                else {
                     "dtype": array.dtype.name,
                     "shape": array.shape[1:],
                     "range": [array.min().item(), array.max().item()],
@@ -231,11 +247,16 @@ class Writer:
         with tf.io.TFRecordWriter(str(path), "GZIP" if self.compression == "gzip" else None) as writer:
             for row in range(len(next(iter(arrays.values())))):
                 features = {
-                    key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[array[row].tobytes()]))
+                    key: tf.train.Feature(bytes_list=tf.train.BytesList(value=_values(array[row])))
                     for key, array in little.items()
                 }
                 example = tf.train.Example(features=tf.train.Features(feature=features))
                 writer.write(example.SerializeToString(deterministic=True))
+
+
+def _values(row: Any) -> list[bytes]:
+    """Return the bytes of a row of an array; of text, which varies in length, those of each item."""
+    return np.ravel(row).tolist() if row.dtype.kind == "S" else [row.tobytes()]
 
 
 def _save(path: Path, arrays: Mapping[str, Any]) -> None:
