@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+import conf
 from pipeline.config.formats import FORMATS
-from pipeline.config.schema import Export, Settings
+from pipeline.config.schema import Export, Settings, Train
 from pipeline.errors import ConfigError, DamagedError, RoundtripError
 from pipeline.formats.manifest import read_manifest
 from pipeline.runs import checksums
@@ -23,7 +24,23 @@ from pipeline.runs.log import Row
 from pipeline.runs.policy import Policy, select_rows
 
 KEY = "train.resume"
-MAY_DIFFER = (KEY, "train.epochs")
+MAY_DIFFER = (KEY, "train.epochs", "train.max_seconds", "train.checkpoint_secs", "trust")
+
+CODE = (
+    "data.function",
+    "model.network",
+    "model.signatures",
+    "model.loss",
+    "model.metrics",
+    "model.weighted_metrics",
+)
+"""Keys whose values may be paths of functions, or of a `.keras` file, which holds code, too."""
+
+LATER = ("export.skip_unsupported",)
+"""Keys that runs of earlier versions did not record."""
+
+ADDED = {f"train.{one.name}": one.default for one in fields(Train) if one.default is not MISSING}
+"""Further such keys, with what runs of earlier versions did."""
 
 
 def check(run: RunDirectory, settings: Settings) -> None:
@@ -46,11 +63,12 @@ def check(run: RunDirectory, settings: Settings) -> None:
     recorded = run.read_facts()["config"]
     # Through JSON, as the recorded configuration went: otherwise a tuple would differ from its own list.
     before, now = dict(_leaves(recorded)), dict(_leaves(json.loads(json.dumps(settings.resolved))))
+    before, now = {**ADDED, **before}, {**ADDED, **now}
     problems = [
         f"{key} must be {before.get(key)!r}, as in the run in {run.path}. Received: {now.get(key)!r}. "
         "Choose another hydra.run.dir for another configuration."
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key not in MAY_DIFFER
+        if before.get(key) != now.get(key) and key not in MAY_DIFFER and (key in before or key not in LATER)
     ]
     if settings.train.epochs < recorded["train"]["epochs"]:
         problems.append(
@@ -69,13 +87,18 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, node
 
 
-def with_recorded(overrides: Sequence[str]) -> list[str]:
+def with_recorded(overrides: Sequence[str], config_dir: str | None = None) -> list[str]:
     """Return the overrides of a command line, after those that the run to resume has recorded, if any.
 
     So `train.resume=RUN` alone is enough to go on. An override that is given now replaces a recorded one.
 
     Args:
         overrides: The overrides of the command line.
+        config_dir: The folder of further choices that the command line names.
+
+    Raises:
+        ConfigError: The run was begun with a choice from a folder that is not named now, or with code of a
+            package that is not trusted.
     """
     parser = OverridesParser.create()
     try:
@@ -89,12 +112,42 @@ def with_recorded(overrides: Sequence[str]) -> list[str]:
         recorded = parser.parse_overrides(list(map(str, run.read_facts()["overrides"])))
     except (RoundtripError, HydraException):  # `check` will report that `run.json` is missing or damaged.
         return list(overrides)
-    kept = [
-        str(override.input_line)
-        for override in recorded
-        if override.key_or_group not in given and _is_plain(override)
-    ]
+    left = [override for override in recorded if override.key_or_group not in given and _is_plain(override)]
+    trusted: Any = given["trust"].value() if "trust" in given else None
+    for override in left:
+        if unknown := _packages(override) - {*(trusted or [])}:
+            raise ConfigError(
+                f"{KEY}={run.path} was begun with {override.input_line}, which is code. If it is yours, add "
+                f"trust=[{','.join(sorted(unknown))}], or give it again."
+            )
+    kept = [str(override.input_line) for override in left]
+    _check_choices(kept, config_dir, run)
     return [*kept, *overrides]
+
+
+def _check_choices(overrides: Sequence[str], config_dir: str | None, run: RunDirectory) -> None:
+    """Check that there is a file for each recorded choice, in `conf` or in the folder of the command line."""
+    folders = [Path(conf.__path__[0]), *([Path(config_dir)] if config_dir else [])]
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        group, value = override.key_or_group.partition("@")[0], override.value()
+        is_group = any((folder / group).is_dir() for folder in folders)
+        for choice in value if isinstance(value, list) else [value]:
+            is_there = any((folder / group / f"{choice}.yaml").is_file() for folder in folders)
+            if is_group and choice is not None and not is_there:
+                raise ConfigError(
+                    f"{KEY}={run.path} needs the folder of {override.input_line}, with which the run was "
+                    "begun: give it again, --config-dir=DIR."
+                )
+
+
+def _packages(override: Override) -> set[str]:
+    """Return the packages of the functions that an override names, and the `.keras` files."""
+    key, _, value = str(override.input_line).lstrip("+").partition("=")
+    if not any(key == code or key.startswith(f"{code}.") for code in CODE):
+        return set()
+    if files := re.findall(r"\S+\.keras\b", value):
+        return set(files)
+    return {path.partition(".")[0] for path in re.findall(r"[A-Za-z_]\w*(?:\.\w+)+", value)}
 
 
 def _is_plain(override: Override) -> bool:
@@ -111,6 +164,8 @@ def _is_plain(override: Override) -> bool:
 
 def unexported(run: RunDirectory, rows: Sequence[Row], export: Export) -> Export:
     """Return the section `export` with only those formats that have no whole export of some epochs yet.
+
+    Formats that cannot hold the model, as the rehearsal found, are not among them.
 
     Args:
         run: The run.
@@ -131,7 +186,8 @@ def unexported(run: RunDirectory, rows: Sequence[Row], export: Export) -> Export
         is_asked_for = list(manifest.epochs) == wanted and manifest.quantization == quantization
         return is_asked_for and not checksums.problems(newest, manifest.files)
 
-    return replace(export, formats={name: not is_there(name) for name in export.chosen})
+    skipped = run.read_facts().get("skipped", {}) if export.skip_unsupported else {}
+    return export.without([name for name in export.chosen if name in skipped or is_there(name)])
 
 
 def verdict(run: RunDirectory, settings: Settings, rows: Sequence[Row]) -> str | None:

@@ -8,7 +8,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -79,16 +79,17 @@ def round_trip(settings: Settings, on_epoch: OnEpoch | None = None) -> command.R
             return _result(settings, run, progress.rows, CODES[verdict])
         # The server of the verifying process imports TensorFlow while this process loads the data and trains.
         processes.start_server()
-        dataset = load(settings.data)
+        dataset = load(settings.data, settings.train)
         check_batch(settings.model, dataset)
         exported = train_and_export(settings, dataset, run, progress, stop, on_epoch)
         rows = run.read_rows()
         if not exported:
             return _result(settings, run, rows, pruned=True)
         arguments = [override("run_dir", run.path)]
-        # A class of the user's own is trusted in this command. The verifying process reads its name from
+        # Code of the user's own is trusted in this command. The verifying process reads its name from
         # `run.json`, which it does not trust, so it must be told.
-        trusted = [type(settings.data).__module__.partition(".")[0], *settings.trust]
+        own = [type(settings.data).__module__.partition(".")[0], *getattr(settings.data, "packages", ())]
+        trusted = list(dict.fromkeys([*own, *settings.trust]))
         if trusted != [*past_run.TRUSTED]:
             arguments.append(f"trust=[{','.join(trusted)}]")
         _stop_if_told(run, settings, stop)
@@ -115,7 +116,7 @@ def _result(
 def _objectives(rows: Sequence[Row], run: RunDirectory, sweep: Sweep) -> list[float]:
     (metric, direction), *_ = sweep.objectives
     (row,) = select_rows(rows, sweep.epoch, Best(metric=metric, direction=direction))
-    known = {PARAMETERS: float(run.read_facts()["model"]["parameters"]), **row.test}
+    known = {PARAMETERS: float(run.read_facts()["model"]["parameters"]), **row.judged}
     return [known[name] for name, _ in sweep.objectives]
 
 
@@ -140,7 +141,7 @@ def train_and_export(
         RoundtripError: See `setup.prepare`, `Training.fit` and `exporting.export`.
         StopRequested: A signal was received, and `train.on_interrupt` is `stop`.
     """
-    runtime.start_tensorflow(seed=settings.seed, deterministic=settings.train.deterministic)
+    _start_tensorflow(settings, run)
     from pipeline.formats import exporting
     from pipeline.training import setup
 
@@ -161,7 +162,8 @@ def train_and_export(
     left_out: Mapping[str, Mapping[str, str]] = {}
     if not progress.rows or not policy.is_complete(progress.rows):
         task = exporting.task_of(run, [], settings.export, dataset, settings.verify)
-        left_out = exporting.rehearse(task, stop_if_told)
+        left_out, skipped = exporting.rehearse(task, stop_if_told)
+        run.write_facts({**run.read_facts(), "skipped": skipped})
     started, before = time.perf_counter(), progress.rows[-1].epoch if progress.rows else 0
     finished = prepared.fit(progress, on_epoch)
     rows = run.read_rows()
@@ -169,9 +171,9 @@ def train_and_export(
     of_all = f" of {rows[-1].epoch}" if before else ""
     log.info("trained %d epochs%s in %.1f s: %s", trained, of_all, seconds, run.path)
     stop_if_told()
-    if not finished and not stop.requested:
+    if not finished and not stop.requested and not prepared.limits.over:
         return False
-    wanted = settings.epoch if finished else "last"
+    wanted = settings.epoch if finished else _wanted_of_unfinished(settings, rows, over=prepared.limits.over)
     chosen = select_rows(rows, wanted, settings.best, policy.kept(rows))
     for row in chosen:
         # Exports of an earlier command are verified with the answers of that time, so these stay.
@@ -179,8 +181,34 @@ def train_and_export(
             prepared.record_answers(row)
     left = resume.unexported(run, chosen, settings.export)
     task = exporting.task_of(run, chosen, left, dataset, settings.verify)
-    exporting.export(replace(task, left_out=left_out), stop_if_told)
+    if left.chosen:
+        exporting.export(replace(task, left_out=left_out), stop_if_told)
     return True
+
+
+def _wanted_of_unfinished(settings: Settings, rows: Sequence[Row], *, over: bool) -> Any:
+    """Return the epochs to export of a run that has not all of its epochs; say so if its time was over."""
+    if not over:
+        return "last"
+    assert settings.run_dir is not None
+    log.warning(
+        "train.max_seconds ended the training after epoch %d%s. Go on with:  python -m pipeline %s",
+        rows[-1].epoch,
+        ", before a first epoch was whole: the model is not trained" if len(rows) == 1 else "",
+        override(resume.KEY, settings.run_dir),
+    )
+    # An epoch by its number may not be there yet.
+    return settings.epoch if settings.epoch in ("all", "best") else "last"
+
+
+def _start_tensorflow(settings: Settings, run: RunDirectory) -> None:
+    """Start TensorFlow; for a run that goes on, as it was started when the run began."""
+    began = run.read_facts() if run.log.exists() else {"rewrites": False}
+    runtime.start_tensorflow(
+        seed=settings.seed,
+        deterministic=settings.train.deterministic,
+        rewrites=bool(began.get("rewrites", True)),
+    )
 
 
 def _stop_if_told(run: RunDirectory, settings: Settings, stop: Stop) -> None:

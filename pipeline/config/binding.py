@@ -19,6 +19,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+from pipeline import whose
 from pipeline.errors import ConfigError, unknown
 
 COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
@@ -50,8 +51,9 @@ def construct(values: Any, name: str, problems: list[str]) -> tuple[Any, Mapping
         if not isinstance(constructor, type):
             raise TypeError(f"{class_name} is no class")
     except Exception as error:  # The module may be a user's, and an import may raise any type of exception.
+        hint = whose(target) if isinstance(error, ModuleNotFoundError) else ""
         problems.append(
-            f"{name}._target_ must name a class that can be imported. Received: {target}: {error}."
+            f"{name}._target_ must name a class that can be imported. Received: {target}: {error}.{hint}"
         )
         return None, {}
     arguments = {key: value for key, value in values.items() if key != "_target_"}

@@ -55,6 +55,7 @@ def check(values: Mapping[str, Any]) -> Settings:
     if bound.get("train") and bound.get("export"):
         problems += check_epochs(bound["epoch"], bound["export"])
         problems += _too_late(bound["epoch"], bound["train"].epochs)
+        problems += _check_train(bound["train"])
     # From the values, not from `bound`, which has no section `train` if any other key of it is wrong.
     if isinstance(train := values.get("train"), Mapping) and "keep" in train:
         problems += _check_keep(train["keep"], values.get("epoch"))
@@ -122,6 +123,14 @@ def _check_keep(keep: Any, epoch: Any) -> Iterable[str]:
         yield f"train.keep must be all, best or a number >= 1. Received: {keep}."
     elif keep != "all" and epoch == "all":
         yield f"epoch=all needs the checkpoint of every epoch: train.keep=all. Received: train.keep={keep}."
+
+
+def _check_train(train: Train) -> Iterable[str]:
+    if train.limit_batches is not None and train.overfit_batches is not None:
+        yield (
+            "train.overfit_batches says already how many batches there are: train.limit_batches must be "
+            f"null. Received: {train.limit_batches}."
+        )
 
 
 def _too_late(epoch: Any, num_epochs: int) -> Iterable[str]:

@@ -5,8 +5,8 @@ Constraints are strings in `Annotated`, which `pipeline.config.binding` reads. T
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -40,6 +40,7 @@ class Train:
     Attributes:
         epochs: Passes over the training split.
         resume: A run that is to go on, with the configuration that it recorded.
+        init_from: A run, a checkpoint of a run, or a `.keras` file, whose weights a new run begins with.
         keep: Which checkpoints are kept: `all`, the `best` and the last, or a number of the last and the
             best. Those of epochs that are to be exported by their number are kept in any case.
         early_stopping: See `EarlyStopping`.
@@ -47,6 +48,18 @@ class Train:
         deterministic: Whether the same command gives the same bits, at some cost in speed.
         on_interrupt: What Ctrl-C and SIGTERM do once training has stopped: only `stop`, or go on to
             `export` the last whole epoch.
+        validation_fraction: Which fraction of the training rows is held out as a validation split: `best`,
+            early stopping, pruning and sweeps then look at it, and no choice is made by the test split.
+        limit_batches: An epoch trains on at most so many batches and is evaluated on at most so many, to
+            try things out; `None` is no limit.
+        max_seconds: Training stops after so many seconds of this command, and the last whole epoch is
+            exported; `train.resume` goes on from the step. `None` is no limit.
+        checkpoint_secs: Within an epoch, the run is written every so many seconds, so that a kill loses no
+            more; `None` is after each epoch only.
+        precision: The dtype policy of Keras with which the model is built. The mixed ones compute in half
+            precision, and their weights stay float32; `mixed_float16` scales the loss, too.
+        overfit_batches: The first so many batches, in their order, are the training split and the test
+            split, too: what a model must be able to learn by heart. `None` is off.
     """
 
     epochs: Annotated[int, ">= 0"]
@@ -56,6 +69,14 @@ class Train:
     compile: Literal["graph", "xla"]
     deterministic: bool
     on_interrupt: Literal["stop", "export"]
+    # Runs of earlier versions did not record these. Their defaults are what such runs did.
+    limit_batches: Annotated[int, ">= 1"] | None = None
+    overfit_batches: Annotated[int, ">= 1"] | None = None
+    max_seconds: Annotated[float, "> 0"] | None = None
+    checkpoint_secs: Annotated[float, "> 0"] | None = None
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    init_from: Path | None = None
+    validation_fraction: Annotated[float, ">= 0", "< 1"] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +88,18 @@ class Export:
         quantization: What LiteRT's weights are stored as; `none` is float32, `int8` concerns the
             activations, too.
         opset: The version of ONNX's operator set.
+        skip_unsupported: Whether a format that cannot hold the model is left out, and the log says so.
+            Otherwise it is an error before the training.
     """
 
     formats: dict[str, bool]
     quantization: Literal["none", "float16", "int8"] = "none"
     opset: Annotated[int, ">= 13"] = 18
+    skip_unsupported: bool = False
+
+    def without(self, names: Collection[str]) -> Export:
+        """Return the section without some formats."""
+        return replace(self, formats={name: on and name not in names for name, on in self.formats.items()})
 
     @property
     def chosen(self) -> list[str]:
@@ -88,7 +116,7 @@ class Best:
     """The section `best`: what makes an epoch the best.
 
     Attributes:
-        metric: A metric of the test split, such as `loss`.
+        metric: A metric such as `loss`, of the validation split if there is one, or else of the test split.
         direction: Whether the best has the smallest or the largest value.
     """
 
@@ -101,8 +129,8 @@ class Sweep:
     """The section `sweep`: what the jobs of a sweep are judged by.
 
     Attributes:
-        metric: A metric of the test split, or a list of them. Behind the first, `parameters` may stand for
-            the number of parameters.
+        metric: A metric, as in `Best`, or a list of them. Behind the first, `parameters` may stand for the
+            number of parameters.
         direction: Whether the best has the smallest or the largest value; as many as there are metrics.
         epoch: Of which epoch they are taken: the one where the first is best, or the last.
     """

@@ -30,6 +30,7 @@ class Row:
         test: Metrics of the held-out split.
         checkpoint: Path of the checkpoint, relative to the run directory, without the suffixes of its files.
         files: SHA-256 of each file of the checkpoint, by the file's name in `checkpoints/`.
+        validation: Metrics of the validation split; `None` without one.
     """
 
     epoch: int
@@ -38,11 +39,20 @@ class Row:
     test: Metrics
     checkpoint: str
     files: Mapping[str, str] = field(default_factory=dict)
+    validation: Metrics | None = None
+
+    @property
+    def judged(self) -> Metrics:
+        """The metrics by which epochs and trials are chosen: the test split's only if there is no other."""
+        return self.test if self.validation is None else self.validation
 
 
 def to_line(row: Row) -> str:
     """Return a row as a line, with the line feed; floats keep all of their bits."""
-    return json.dumps(checksums.with_checksum(asdict(row))) + "\n"
+    facts = asdict(row)
+    if row.validation is None:  # As in the logs of earlier versions.
+        del facts["validation"]
+    return json.dumps(checksums.with_checksum(facts)) + "\n"
 
 
 def from_line(line: str) -> Row:
@@ -55,7 +65,7 @@ def from_line(line: str) -> Row:
     if not isinstance(row.files, dict):
         raise ValueError(f"digests {row.files}")
     # Training stops at a loss that is not finite, so a row cannot have one.
-    numbers = [*row.test.values(), *(row.train or {}).values()]
+    numbers = [*row.test.values(), *(row.train or {}).values(), *(row.validation or {}).values()]
     if not all(isinstance(number, float) and math.isfinite(number) for number in numbers):
         raise ValueError(f"metrics that are no finite numbers: {numbers}")
     return row

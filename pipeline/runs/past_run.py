@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import runtime
 from pipeline.config import binding
 from pipeline.config.schema import Best, Train, Verify
 from pipeline.errors import ConfigError, DamagedError
@@ -34,6 +35,7 @@ class Recorded:
         source: The data source, constructed.
         verify: See `pipeline.config.schema.Verify`.
         best: See `pipeline.config.schema.Best`.
+        train: See `pipeline.config.schema.Train`.
         kept: The epochs whose checkpoints are kept.
         trust: Further packages and operations that the user trusts.
     """
@@ -44,18 +46,17 @@ class Recorded:
     source: Source
     verify: Verify
     best: Best
+    train: Train
     kept: set[int]
     trust: Sequence[str]
 
-    @property
-    def seed(self) -> int:
-        """The seed of the run."""
-        return int(self.facts["seed"])
-
-    @property
-    def deterministic(self) -> bool:
-        """Whether the run was trained with deterministic operations."""
-        return bool(self.facts["config"]["train"]["deterministic"])
+    def start_tensorflow(self) -> None:
+        """Start TensorFlow as the training started it: another setting would compute other bits."""
+        runtime.start_tensorflow(
+            seed=int(self.facts["seed"]),
+            deterministic=bool(self.facts["config"]["train"]["deterministic"]),
+            rewrites=bool(self.facts.get("rewrites", True)),
+        )
 
 
 def read(
@@ -104,11 +105,19 @@ def read(
     if problems:
         raise ConfigError(*problems)
     source, _ = binding.construct(values, "data", problems)
+    # A class of ours may call a function of the user's, which the run names as well.
+    for package in getattr(source, "packages", ()):
+        if package not in trust:
+            problems.append(
+                f"The data of this run calls a function of the package {package}. If it is yours, add "
+                f"trust=[{package}]."
+            )
     if problems:
         raise ConfigError(*problems)
-    policy = Policy(Train(**bound_train), Best(**own_best), sections.get("epoch"))
+    train = Train(**bound_train)
+    policy = Policy(train, Best(**own_best), sections.get("epoch"))
     return Recorded(
-        run, facts, rows, source, Verify(**bound_verify), Best(**bound_best), policy.kept(rows), trust
+        run, facts, rows, source, Verify(**bound_verify), Best(**bound_best), train, policy.kept(rows), trust
     )
 
 

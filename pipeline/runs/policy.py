@@ -33,8 +33,8 @@ def select_rows(rows: Sequence[Row], epochs: Any, best: Best, kept: set[int] | N
     if epochs == "last":
         return [rows[-1]]
     if epochs == "best":
-        if best.metric not in rows[0].test:
-            raise ConfigError(unknown("best.metric", best.metric, rows[0].test))
+        if best.metric not in rows[0].judged:
+            raise ConfigError(unknown("best.metric", best.metric, rows[0].judged))
         epochs = min(rows, key=lambda row: _cost(row, best)).epoch
     # The type itself is compared, because `isinstance(True, int)` holds.
     wanted = list(epochs) if isinstance(epochs, list | tuple) else [epochs]
@@ -53,7 +53,7 @@ def select_rows(rows: Sequence[Row], epochs: Any, best: Best, kept: set[int] | N
 
 
 def _cost(row: Row, best: Best) -> float:
-    return -row.test[best.metric] if best.direction == "maximize" else row.test[best.metric]
+    return -row.judged[best.metric] if best.direction == "maximize" else row.judged[best.metric]
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,7 @@ class EpochWriter:
         self._run.append_row(self._rows[-1])
         self._remove_what_is_not_kept()
         scalars = {f"test/{name}": value for name, value in row.test.items()}
+        scalars |= {f"validation/{name}": value for name, value in (row.validation or {}).items()}
         scalars |= {f"train/{name}": value for name, value in (row.train or {}).items()}
         self.events.scalars(row.step, scalars)
 
