@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 
-def start_tensorflow(*, seed: int, deterministic: bool) -> None:
+def start_tensorflow(*, seed: int, deterministic: bool, rewrites: bool = False) -> None:
     """Import TensorFlow quietly, open its devices, and seed it.
 
     Args:
         seed: Seeds Python, NumPy and TensorFlow, so that the initial weights depend on nothing else.
         deterministic: Whether the same operations on the same values must give the same bits. See
             https://www.tensorflow.org/api_docs/python/tf/config/experimental/enable_op_determinism.
+        rewrites: Whether Grappler does what `REWRITES` names, as in runs that do not record it.
     """
     import_tensorflow()
     with held_back_stderr():
@@ -34,8 +35,19 @@ def start_tensorflow(*, seed: int, deterministic: bool) -> None:
 
         if deterministic:
             tf.config.experimental.enable_op_determinism()
+        tf.config.optimizer.set_experimental_options(dict.fromkeys(REWRITES, rewrites))
         tf.keras.utils.set_random_seed(seed)
         tf.zeros([])  # The first operation opens the devices, which writes further notes.
+
+
+REWRITES = ("arithmetic_optimization", "constant_folding")
+"""Rewritings of graphs by Grappler that change the last bits of results, and that are off in every process.
+
+They turn a division by a constant into a product with its inverse, for instance. Whether they see a constant
+depends on how a graph is loaded: `tf.saved_model.load` passes captured constants as arguments, a session has
+them as nodes. So the same export would give other bits in the one than in the other.
+See https://www.tensorflow.org/guide/graph_optimization.
+"""
 
 
 ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
@@ -120,6 +132,7 @@ def describe() -> dict[str, Any]:
             "cores": os.cpu_count(),
             "onednn": os.environ[ONEDNN] != "0",
         },
+        "rewrites": any(tf.config.optimizer.get_experimental_options().get(name, True) for name in REWRITES),
     }
 
 

@@ -11,13 +11,17 @@ needs the model's code. The facts about a format, such as the names of its files
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from pipeline.config.schema import Export
+from pipeline.graphs import examples
 from pipeline.graphs.examples import Requests
 from pipeline.graphs.signatures import Signature
 from pipeline.runs.directory import RunDirectory
@@ -25,6 +29,9 @@ from pipeline.runs.log import Row
 
 if TYPE_CHECKING:
     from pipeline.graphs.checkpoints import Graph
+
+GROSS = 0.01
+"""Relative difference between a converted signature and the model's own that no rounding explains."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class ExportTask:
         run: The run.
         rows: The rows of the epochs. A rehearsal has none; it exports the variables before training.
         options: See `pipeline.config.schema.Export`.
-        requests: Example requests to every signature.
+        requests: Example requests to every signature, `evaluate` included.
         calibration: Returns requests made of training data, on which int8 quantization measures the ranges of
             values. They cover the signatures whose inputs are arrays of the data or carried state.
         quantized_tolerance: Largest difference of a quantized export's metric from the logged one.
@@ -75,15 +82,22 @@ class ExportTask:
             DamagedError: The graph or a checkpoint is damaged.
             UntrustedError: The graph has an operation that is not allowed.
         """
-        # Here, and not above: formats that are not TensorFlow's are opened without importing it.
         from pipeline.graphs import checkpoints
 
-        graph = checkpoints.open_graph(self.run.graph)
+        graph = self._opened
         if not self.rows:
             yield 0, graph
         for row in self.rows:
             checkpoints.restore_row(self.run, row, {"weights": graph.weights})
             yield row.epoch, graph
+
+    @functools.cached_property
+    def _opened(self) -> Graph:
+        """The run's graph, loaded once for all formats: of a deep network, that takes a second."""
+        # Here, and not above: formats that are not TensorFlow's are opened without importing it.
+        from pipeline.graphs import checkpoints
+
+        return checkpoints.open_graph(self.run.graph)
 
 
 class FormatModule(Protocol):
@@ -106,6 +120,36 @@ class FormatModule(Protocol):
             DamagedError: A file is missing or damaged.
             UntrustedError: A graph has an operation that is not allowed.
         """
+
+
+def disagreement(restored: Signature, signature: Signature, request: Mapping[str, Any]) -> str | None:
+    """Return a sentence if a converted signature answers otherwise than the run's graph, or `None`.
+
+    A rehearsal asks this. The bound is wide: how exact an answer must be is the verification's to say. What a
+    converter gets wrong, such as NaN for a loss, is far beyond it.
+
+    Args:
+        restored: The signature in the runtime of the format.
+        signature: The signature of the run's graph.
+        request: The inputs by name.
+    """
+    answers = restored.call(**request)
+    try:
+        model = examples.call(signature, request)
+    except Exception:  # A request is a guess, which the model may refuse with any type of exception.
+        return None
+    for name, expected in model.items():
+        answer = np.asarray(answers[name])
+        if expected.dtype.kind != "f":
+            continue
+        scale = np.max(np.abs(expected[np.isfinite(expected)]), initial=0.0)
+        if not np.allclose(answer, expected, rtol=GROSS, atol=GROSS * scale, equal_nan=True):
+            return f"its {name} is {_shown(answer)}, that of the model {_shown(expected)}"
+    return None
+
+
+def _shown(array: np.ndarray) -> str:
+    return f"{array.flat[0]:.6g}" if array.size == 1 else np.array2string(array.ravel()[:3], precision=4)
 
 
 def load(name: str) -> FormatModule:

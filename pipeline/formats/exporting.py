@@ -28,8 +28,9 @@ from pipeline.formats import base, opening
 from pipeline.formats.base import ExportTask
 from pipeline.formats.manifest import Manifest, write_manifest
 from pipeline.graphs import checkpoints, examples
+from pipeline.graphs.evaluation import initial_state
 from pipeline.graphs.examples import Requests
-from pipeline.graphs.signatures import SESSION_GRAPH
+from pipeline.graphs.signatures import INITIAL_STATE, SESSION_GRAPH
 from pipeline.runs import checksums
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.log import Row
@@ -45,7 +46,7 @@ log = logging.getLogger("pipeline")
 
 def rehearse(
     task: ExportTask, before_each: Callable[[], None] = lambda: None
-) -> dict[str, Mapping[str, str]]:
+) -> tuple[dict[str, Mapping[str, str]], dict[str, Sequence[str]]]:
     """Export the untrained model in each chosen format that needs a conversion, and open the exports again.
 
     So the user learns before hours of training that a format cannot hold the model.
@@ -56,34 +57,55 @@ def rehearse(
 
     Returns:
         By format, the signatures that the format cannot hold, each with the reason, for
-        `ExportTask.left_out`.
+        `ExportTask.left_out`; and by format, why it cannot hold the model, if it is skipped for that.
 
     Raises:
         UnsupportedError: Some formats cannot hold the model; a sentence for each says why.
     """
-    problems: list[str] = []
+    problems: dict[str, Sequence[str]] = {}
     left_out: dict[str, Mapping[str, str]] = {}
     converted = [name for name in task.options.chosen if not FORMATS[name].copied]
+    untrained = replace(task, rows=[])
     for name in tqdm(converted, desc="rehearse exports", unit="format", disable=None, leave=False):
         before_each()
         with tempfile.TemporaryDirectory() as folder:
             try:
-                left_out[name] = _write(replace(task, rows=[]), name, Path(folder))
+                left_out[name] = _write(untrained, name, Path(folder))
             except RoundtripError as error:
-                problems += error.problems
-    if problems:
-        raise UnsupportedError(*problems)
-    return left_out
+                problems[name] = error.problems
+    _raise_or_say(task, problems)
+    return left_out, problems
 
 
-def export(task: ExportTask, before_each: Callable[[], None] = lambda: None) -> None:
+def _raise_or_say(task: ExportTask, problems: Mapping[str, Sequence[str]]) -> None:
+    """Say which formats are skipped, or raise if the user asked for each format by its name.
+
+    Raises:
+        UnsupportedError: Formats are not to be skipped, or none is left.
+    """
+    sentences = [sentence for of_format in problems.values() for sentence in of_format]
+    if problems and (not task.options.skip_unsupported or not task.options.without(problems).chosen):
+        raise UnsupportedError(*sentences)
+    for name, of_format in problems.items():
+        log.warning(
+            "%s is skipped: %s Leave it out for good: export.formats.%s=false",
+            name,
+            " ".join(of_format),
+            name,
+        )
+
+
+def export(task: ExportTask, before_each: Callable[[], None] = lambda: None) -> dict[str, Sequence[str]]:
     """Export the epochs of a task in each chosen format.
 
-    If one format fails, none gets a new version.
+    If one format fails, none gets a new version, unless formats that cannot hold the model are skipped.
 
     Args:
         task: The task.
         before_each: Called before each format; it may raise.
+
+    Returns:
+        By format, why it cannot hold the model, if it was skipped for that.
 
     Raises:
         DamagedError: The graph or a checkpoint is damaged.
@@ -91,22 +113,25 @@ def export(task: ExportTask, before_each: Callable[[], None] = lambda: None) -> 
         UnsupportedError: Some formats cannot hold the model; a sentence for each says why.
     """
     numbers = ", ".join(map(str, task.epochs))
-    problems: list[str] = []
+    problems: dict[str, Sequence[str]] = {}
     # Versions get their names when the stack is left without an exception: all of them, or none.
     with ExitStack() as versions:
         directories = []
         for name in tqdm(task.options.chosen, desc="export", unit="format", disable=None, leave=False):
             before_each()
-            directory, staging = versions.enter_context(task.run.new_version(name))
-            directories.append(directory)
             try:
-                _write(task, name, staging)
+                with ExitStack() as version:
+                    directory, staging = version.enter_context(task.run.new_version(name))
+                    _write(task, name, staging)
+                    versions.push(version.pop_all())
             except UnsupportedError as error:
-                problems += error.problems
-        if problems:
-            raise UnsupportedError(*problems)
+                problems[name] = error.problems
+            else:
+                directories.append(directory)
+        _raise_or_say(task, problems)
     for directory in directories:
         log.info("exported epoch%s %s: %s", "s" if len(task.epochs) > 1 else "", numbers, directory)
+    return problems
 
 
 def _write(task: ExportTask, name: str, directory: Path) -> Mapping[str, str]:
@@ -119,7 +144,7 @@ def _write(task: ExportTask, name: str, directory: Path) -> Mapping[str, str]:
     """
     left_out = base.load(name).write(task, directory)
     quantization = task.options.quantization_of(FORMATS[name])
-    held = [*(key for key in task.requests if key != SESSION_GRAPH), "evaluate"]
+    held = [key for key in task.requests if key != SESSION_GRAPH]
     manifest = Manifest(
         format=name,
         epochs=task.epochs,
@@ -134,7 +159,11 @@ def _write(task: ExportTask, name: str, directory: Path) -> Mapping[str, str]:
     write_manifest(directory, manifest)
     if name not in task.left_out and not FORMATS[name].copied:
         _, restored = opening.open(directory, task.epochs[-1] if task.epochs else 0)
-        opening.evaluable(name, restored, task.graph)
+        try:
+            opening.evaluable(name, restored, task.graph)
+        except UnsupportedError as error:
+            reasons = [f"It leaves out {key}: {reason.rstrip('.')}." for key, reason in left_out.items()]
+            raise UnsupportedError(*error.problems, *reasons) from error
     if name not in task.left_out:
         for signature, reason in left_out.items():
             log.info("%s leaves out %s: %s. It is in saved_model.", name, signature, reason)
@@ -173,14 +202,25 @@ def task_of(
     Raises:
         DamagedError: The requests are damaged.
     """
+    requests = examples.read(run.requests)
     return ExportTask(
         run,
         sorted(rows, key=lambda row: row.epoch),
         options,
-        examples.read(run.requests),
+        {**requests, "evaluate": _batch(run, dataset, has_state=INITIAL_STATE in requests)},
         functools.partial(_calibration, run, dataset),
         verify.quantized_tolerance or 0.0,
     )
+
+
+def _batch(run: RunDirectory, dataset: Dataset, *, has_state: bool) -> dict[str, Any]:
+    """Return the first batch of the test split as a request to `evaluate`, with the initial state."""
+    size = dataset.batch_size
+    batch = {name: np.asarray(array[:size]) for name, array in dataset.test.items()}
+    if not has_state:
+        return batch
+    state = initial_state(checkpoints.open_graph(run.graph).signatures, len(next(iter(batch.values()))))
+    return {**batch, **{name: np.asarray(value) for name, value in state.items()}}
 
 
 def _calibration(run: RunDirectory, dataset: Dataset) -> list[Requests]:

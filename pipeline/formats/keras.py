@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.formats import FORMATS
-from pipeline.errors import DamagedError, UnsupportedError
+from pipeline.errors import DamagedError, UnsupportedError, first_line
 from pipeline.formats.base import ExportTask
 from pipeline.formats.manifest import read_manifest
 from pipeline.graphs.signatures import Signature
@@ -40,15 +40,21 @@ def write(task: ExportTask, directory: Path) -> Mapping[str, str]:
             "This one does not. Use export=saved_model."
         )
     description = json.loads(path.read_text())
-    network = keras.models.model_from_json(json.dumps(description["network"]))
+    try:
+        network = keras.models.model_from_json(json.dumps(description["network"]))
+    except Exception as error:  # A layer of the user's own may raise any type of exception.
+        raise UnsupportedError(
+            "export=keras needs a network that Keras can build without its code, or with layers registered "
+            f"by keras.saving.register_keras_serializable. {first_line(error)}"
+        ) from error
     graph = task.graph()
     for variable, name in zip(network.weights, description["weights"], strict=True):
         variable.assign(graph.weights[name].numpy())
     held = _names(network, graph.signatures)
     if not held:
         raise UnsupportedError(
-            "export=keras needs a network whose inputs and outputs are named as a signature's. Received: "
-            f"{sorted(tensor.name for tensor in network.inputs)} -> {sorted(network.output)}."
+            "export=keras needs a network whose inputs and outputs have the names, and the inputs the "
+            f"dtypes, of a signature's. Received: {_shown(network)}. {_shown_signatures(graph.signatures)}"
         )
     with warnings.catch_warnings(action="ignore"):  # NumPy warns of the way in which Keras calls it.
         network.save(directory / FORMATS["keras"].path)
@@ -71,11 +77,13 @@ def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
     try:
         _check_size(path)
         # `safe_mode` refuses lambdas, which are Python code; `compile` would restore a loss and an optimizer.
-        network = keras.saving.load_model(path, compile=False, safe_mode=True)
+        # Keras warns of a lookup layer that it comes upon again; the answers tell whether it was restored.
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
+            network = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Damaged bytes may raise any type of exception in Keras' loader.
         raise DamagedError(f"{path} must be a whole Keras file. Loading it failed: {error}") from error
     specs = {tensor.name: tf.TensorSpec(tensor.shape, tensor.dtype, tensor.name) for tensor in network.inputs}
-    function = tf.function(lambda **inputs: network(inputs), autograph=False)
+    function = tf.function(lambda **inputs: network(inputs, training=False), autograph=False)
     signature = signature_of(function.get_concrete_function(**specs))
     return dict.fromkeys(read_manifest(directory).signatures, signature)
 
@@ -107,3 +115,16 @@ def _names(network: Any, signatures: Mapping[str, Signature]) -> list[str]:
         if {key: spec.dtype for key, spec in signature.inputs.items()} == inputs
         and set(signature.outputs) == set(network.output)
     ]
+
+
+def _shown(network: Any) -> str:
+    inputs = ", ".join(f"{tensor.name} {tensor.dtype}" for tensor in network.inputs)
+    return f"{inputs} -> {', '.join(sorted(network.output))}"
+
+
+def _shown_signatures(signatures: Mapping[str, Signature]) -> str:
+    return " ".join(
+        f"{name}: {', '.join(f'{key} {spec.dtype}' for key, spec in signature.inputs.items())} -> "
+        f"{', '.join(sorted(signature.outputs))}."
+        for name, signature in signatures.items()
+    )

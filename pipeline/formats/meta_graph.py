@@ -5,6 +5,8 @@
     checkpoint                                    the list of checkpoints, as a `Saver` writes it
     manifest.json, verification.json
 
+If the model has lookup tables, run `tf.compat.v1.tables_initializer()` after the `Saver` has restored.
+
 The tensors have the names of the model's `session_graph`. If the model has none, they have those of an input
 pipeline, as in the format `simple_save`. In both cases every signature is there under `signature/<name>/`.
 See https://www.tensorflow.org/api_docs/python/tf/compat/v1/train/import_meta_graph.
@@ -67,10 +69,11 @@ def open(directory: Path, epoch: int) -> Mapping[str, Signature]:
         path = prefix.with_name(f"{prefix.name}.meta")
         meta.ParseFromString(path.read_bytes())
         allowed_operations.check_meta_graph(meta, path)
-        session = v1.Session(graph=tf.Graph())
+        session = sessions.new_session(tf.Graph())
         with session.graph.as_default():
             saver = v1.train.import_meta_graph(meta)
             saver.restore(session, str(prefix))
+            session.run(v1.tables_initializer())
         return sessions.signatures_of(session, meta.signature_def)
     except RoundtripError:
         raise

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import DamagedError, UnsupportedError
 from pipeline.formats import base
 from pipeline.formats.manifest import Manifest, foreign_files, read_manifest
-from pipeline.graphs.signatures import Signature, predicting, scored
+from pipeline.graphs.signatures import INITIAL_STATE, METRICS, Signature, predicting, scored
 from pipeline.runs import checksums
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def evaluable(
 ) -> Mapping[str, Signature]:
     """Return the signatures of an export, with an `evaluate` if it has none of its own.
 
-    That `evaluate` scores the export's predictions with the model's `score`.
+    That `evaluate` scores the export's predictions with the model's `score`. What an evaluation needs besides
+    is the run's own, too, where the export cannot hold it: it does not depend on the variables.
 
     Args:
         name: The name of the format, for the message.
@@ -54,9 +55,13 @@ def evaluable(
         UnsupportedError: The export has no `evaluate`; and it has no signature that predicts from arrays of
             the data, or the model has no `score`.
     """
-    if "evaluate" in restored:
+    if "evaluate" in restored and (METRICS in restored or not restored["evaluate"].states):
         return restored
     graph = open_graph()
+    # The initial state depends on the batch size alone, and metrics on sums.
+    further = {name: graph.signatures[name] for name in (INITIAL_STATE, METRICS) if name in graph.signatures}
+    if "evaluate" in restored:
+        return {**further, **restored}
     evaluate = graph.signatures["evaluate"]
     predict = predicting(restored, evaluate)
     if predict is None or graph.score is None:
@@ -65,8 +70,4 @@ def evaluable(
             f"signature that takes arrays of the data, and BuiltModel.score. Held: {sorted(restored)}; "
             f"score: {'stated' if graph.score else 'not stated'}. Use export=saved_model."
         )
-    signatures = {**restored, "evaluate": scored(restored[predict], graph.score, evaluate)}
-    # The initial state depends on the batch size alone, so the run's graph may give it.
-    if evaluate.carried and "initial_state" not in signatures:
-        signatures["initial_state"] = graph.signatures["initial_state"]
-    return signatures
+    return {**further, **restored, "evaluate": scored(restored[predict], graph.score, evaluate)}

@@ -33,7 +33,11 @@ def write(task: ExportTask, directory: Path) -> Mapping[str, str]:
     with built.session as session, session.graph.as_default(), writing(directory):
         builder = v1.saved_model.Builder(str(directory))
         builder.add_meta_graph_and_variables(
-            session, [v1.saved_model.tag_constants.SERVING], signature_def_map=dict(built.signature_defs)
+            session,
+            [v1.saved_model.tag_constants.SERVING],
+            signature_def_map=dict(built.signature_defs),
+            # A loader runs it after it has restored the variables.
+            main_op=v1.tables_initializer(),
         )
         builder.save()
     return {}

@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.config.formats import FORMATS
 from pipeline.config.schema import Export
 from pipeline.errors import DamagedError, UnsupportedError, first_line
-from pipeline.formats.base import ExportTask
+from pipeline.formats.base import ExportTask, disagreement
 from pipeline.graphs.examples import Requests
 from pipeline.graphs.signatures import Signature, Spec
 from pipeline.runtime import held_back_stderr
@@ -48,8 +48,8 @@ def write(task: ExportTask, directory: Path) -> Mapping[str, str]:
         # The converter does not say which signature made it fail. So all are tried together first, which is
         # enough for most models; only if that fails, each is tried alone.
         held = [name for name in graph.signatures if name not in left_out]
-        if "tflite" not in task.left_out and (len(held) == 1 or _reason(convert, held, task.requests)):
-            reasons = {name: _reason(convert, [name], task.requests) for name in held}
+        if "tflite" not in task.left_out and (len(held) == 1 or _reason(convert, held, graph, task)):
+            reasons = {name: _reason(convert, [name], graph, task) for name in held}
             left_out |= {name: reason for name, reason in reasons.items() if reason is not None}
             held = [name for name in held if name not in left_out]
         if not held:
@@ -64,7 +64,13 @@ def _save(graph: Graph, folder: str) -> None:
 
     module = tf.Module()
     module.weights = dict(graph.weights)
-    functions = {name: signature.call for name, signature in graph.signatures.items()}
+    module.tables = [table.restored for table in graph.tables]
+    functions: dict[str, Any] = {name: signature.call for name, signature in graph.signatures.items()}
+    if graph.tables:
+        from pipeline.graphs import checkpoints
+
+        signatures = graph.signatures.items()
+        functions = {name: checkpoints.traced(signature, graph) for name, signature in signatures}
     with held_back_stderr(show_on_error=False):
         tf.saved_model.save(module, folder, signatures=functions)
 
@@ -82,7 +88,7 @@ def _not_quantizable(graph: Graph, options: Export, requests: Sequence[Requests]
 
 
 def _reason(
-    convert: Callable[[Sequence[str]], bytes], names: Sequence[str], requests: Requests
+    convert: Callable[[Sequence[str]], bytes], names: Sequence[str], graph: Graph, task: ExportTask
 ) -> str | None:
     """Return the reason if some signatures cannot be converted into one file and run, otherwise `None`."""
     try:
@@ -95,8 +101,12 @@ def _reason(
     try:
         signatures = _signatures(_interpreter(model_content=converted))
         for name in names:
-            if name in requests:
-                signatures[name].call(**requests[name])
+            if name not in task.requests:
+                continue
+            if task.options.quantization != "none":  # Its answers differ by design.
+                signatures[name].call(**task.requests[name])
+            elif difference := disagreement(signatures[name], graph.signatures[name], task.requests[name]):
+                return f"LiteRT computes something else: {difference}"
     except (RuntimeError, ValueError) as error:
         return f"LiteRT cannot run it: {first_line(error)}"
     return None
@@ -166,4 +176,5 @@ def _signature(interpreter: Any, name: str, lock: threading.Lock) -> Signature:
 
 def _spec(detail: Mapping[str, Any]) -> Spec:
     shape = tuple(None if size < 0 else int(size) for size in detail["shape_signature"])
-    return Spec(np.dtype(detail["dtype"]).name, shape)
+    dtype = np.dtype(detail["dtype"])
+    return Spec("string" if dtype.kind == "S" else dtype.name, shape)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.graphs.signatures import Signature
+from pipeline.graphs.signatures import METRICS, Signature
 
 
 def initial_state(signatures: Mapping[str, Signature], batch_size: int) -> dict[str, Any]:
@@ -32,7 +32,8 @@ def evaluate(
     """Evaluate a split through the signature `evaluate`.
 
     The signature returns sums over the rows of a batch. Sums of batches are added in float64 and divided by
-    the sum of `count` at the end. So a last batch with fewer rows has the weight that it should have.
+    the sum of `count` at the end. So a last batch with fewer rows has the weight that it should have. Those
+    that the signature `metrics` takes, if there is one, are not divided: it computes metrics from them.
 
     Args:
         signatures: Includes `evaluate`, and `initial_state` if the model carries state.
@@ -40,17 +41,28 @@ def evaluate(
         batch_size: Rows of a batch. The last batch may have fewer, unless the model carries state.
 
     Returns:
-        The mean of each sum by name: `loss` for the output `loss_sum`, and so on.
+        The mean of each sum by name: `loss` for the output `loss_sum`, and so on; and what `metrics` returns.
     """
     signature = signatures["evaluate"]
     carried = initial_state(signatures, batch_size)
-    totals: defaultdict[str, float] = defaultdict(float)
+    totals: defaultdict[str, Any] = defaultdict(float)
     num_rows = len(next(iter(arrays.values())))
     for start in range(0, num_rows, batch_size):
         batch = {name: array[start : start + batch_size] for name, array in arrays.items()}
         outputs = dict(signature.call(**batch, **carried))
         carried = {name: outputs.pop(name) for name in signature.carried}
         for name, value in outputs.items():
-            totals[name] += float(np.asarray(value))
+            totals[name] = totals[name] + np.asarray(value, np.float64)
+    found = _of_states(signatures, totals)
     count = totals.pop("count")
-    return {name.removesuffix("_sum"): total / count for name, total in sorted(totals.items())}
+    found |= {name.removesuffix("_sum"): float(total / count) for name, total in totals.items()}
+    return dict(sorted(found.items()))
+
+
+def _of_states(signatures: Mapping[str, Signature], totals: dict[str, Any]) -> dict[str, float]:
+    """Take what the signature `metrics` needs out of the totals, and return the metrics that it computes."""
+    if METRICS not in signatures:
+        return {}
+    inputs = signatures[METRICS].inputs
+    states = {name: np.asarray(totals.pop(name), spec.dtype) for name, spec in inputs.items()}
+    return {name: float(np.asarray(value)) for name, value in signatures[METRICS].call(**states).items()}

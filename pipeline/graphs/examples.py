@@ -69,13 +69,14 @@ def answer(signatures: Mapping[str, Signature], requests: Requests) -> dict[str,
     answers = {}
     for name, request in requests.items():
         try:
-            answers[name] = _call(signatures[name], request)
+            answers[name] = call(signatures[name], request)
         except Exception:  # A model may raise any type of exception on a request that makes no sense.
             continue
     return answers
 
 
-def _call(signature: Signature, request: Arrays) -> Arrays:
+def call(signature: Signature, request: Mapping[str, Any]) -> Arrays:
+    """Return the answer of a signature to a request, as arrays."""
     outputs = {name: np.asarray(value) for name, value in signature.call(**request).items()}
     # Strings come as arrays of objects, which a NumPy archive can hold only with pickle.
     return {

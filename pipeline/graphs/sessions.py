@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf.config_pb2 import CallableOptions, RunOptions
+from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
 
+from pipeline import runtime
 from pipeline.errors import DamagedError, UnsupportedError, first_line
 from pipeline.graphs import allowed_operations
-from pipeline.graphs.checkpoints import Graph, spec_of
+from pipeline.graphs.checkpoints import Graph, import_function, spec_of
 from pipeline.graphs.signatures import SESSION_GRAPH, Signature, Spec, predicting
 
 v1 = tf.compat.v1
@@ -62,6 +64,14 @@ class _Builder:
             )
             for name, variable in graph.weights.items()
         }
+        self.tables = {
+            id(table.restored.resource_handle): tf.lookup.StaticHashTable(
+                tf.lookup.KeyValueTensorInitializer(tf.constant(table.keys), tf.constant(table.values)),
+                # Each lookup states the value of an unknown key, so this one is never taken.
+                np.zeros([], table.values.dtype) if table.values.dtype != object else "",
+            )
+            for table in graph.tables
+        }
 
     def call(self, signature: Signature, inputs: Tensors, scope: str) -> Tensors:
         """Import the function of a signature into the graph.
@@ -75,39 +85,21 @@ class _Builder:
             The outputs by name.
 
         Raises:
-            UnsupportedError: The function uses a resource that is not a variable of the model, such as a
-                lookup table.
+            UnsupportedError: The function uses a resource that is no variable and no table of the model.
         """
-        function: Any = signature.call
         of_capture = {id(variable.handle): name for name, variable in self.graph.weights.items()}
-        num_inputs = len(signature.inputs)
-        mapped = {
-            tensor.name: inputs[spec.name]
-            for tensor, spec in zip(
-                function.graph.inputs[:num_inputs],
-                tf.nest.flatten(function.structured_input_signature),
-                strict=True,
-            )
-        }
-        # After its own inputs, a concrete function takes its captures: handles of variables, and constants.
-        for tensor, captured in zip(
-            function.graph.inputs[num_inputs:], function.captured_inputs, strict=True
-        ):
+
+        def resource(name: str, captured: Any) -> Any:
             if id(captured) in of_capture:
-                mapped[tensor.name] = self.variables[of_capture[id(captured)]].handle
-            elif captured.dtype != tf.resource:
-                mapped[tensor.name] = tf.constant(captured.numpy())
-            else:
-                raise UnsupportedError(
-                    "A TF1 graph can hold the model's variables and constants. "
-                    f"It also uses {tensor.name}. Use export=saved_model."
-                )
-        names = [tensor.name for tensor in function.graph.outputs]
-        # A concrete function flattens a dictionary of outputs in the order of its sorted keys.
-        outputs = tf.graph_util.import_graph_def(
-            function.graph.as_graph_def(), input_map=mapped, return_elements=names, name=scope
-        )
-        return dict(zip(sorted(signature.outputs), outputs, strict=True))
+                return self.variables[of_capture[id(captured)]].handle
+            if id(captured) in self.tables:
+                return self.tables[id(captured)].resource_handle
+            raise UnsupportedError(
+                "A TF1 graph can hold the model's variables, constants and lookup tables. "
+                f"It also uses {name}. Add a table to BuiltModel.tables, or use export=saved_model."
+            )
+
+        return import_function(signature, inputs, resource, scope)
 
     def add_signature(self, name: str, signature: Signature) -> Any:
         """Add a signature with placeholders of its own, under `signature/<name>/`.
@@ -170,9 +162,11 @@ class _Builder:
 
     def start(self, values: Mapping[str, Any]) -> Any:
         """Return a session in which every variable has its value."""
-        session = v1.Session()
-        for name, variable in self.variables.items():
-            variable.load(values[name], session)
+        session = new_session()
+        # In one run: `Variable.load` takes one for each, and the session prepares its graph anew each time.
+        initializers = {name: variable.initializer for name, variable in self.variables.items()}
+        fed = {initializer.inputs[1]: values[name] for name, initializer in initializers.items()}
+        session.run([*initializers.values(), v1.tables_initializer()], fed)
         return session
 
 
@@ -186,6 +180,12 @@ def _definition(inputs: Tensors, outputs: Tensors) -> Any:
 
 def _placeholder(spec: Spec, name: str) -> Any:
     return v1.placeholder(spec.dtype, spec.shape, name=name)
+
+
+def _zeros(spec: Spec, num_rows: int) -> np.ndarray:
+    """Return rows of zeros, or of empty strings, that fit an input."""
+    shape = [num_rows] + [size or 1 for size in (spec.shape or (None,))[1:]]
+    return np.full(shape, b"") if spec.dtype == "string" else np.zeros(shape, spec.dtype)
 
 
 def _convert(tensor: tf.Tensor, spec: Spec) -> tf.Tensor:
@@ -208,6 +208,22 @@ def _name(outputs: Tensors) -> None:
                 f"A TF1 graph must have one tensor {name}:0. An output and an input of the model have "
                 "this name. State a BuiltModel.session_graph, or use export=saved_model."
             )
+
+
+def new_session(graph: tf.Graph | None = None) -> Any:
+    """Return a session that rewrites its graph as the functions of this process are rewritten.
+
+    See `runtime.REWRITES`. By itself, a session does not take those settings over.
+
+    Args:
+        graph: The graph; the default one if it is not given.
+    """
+    config = v1.ConfigProto()
+    options = tf.config.optimizer.get_experimental_options()
+    for name in runtime.REWRITES:
+        if not options.get(name, True):
+            setattr(config.graph_options.rewrite_options, name, RewriterConfig.OFF)
+    return v1.Session(graph=graph, config=config)
 
 
 def build(graph: Graph, *, input_pipeline: bool) -> SessionGraph:
@@ -246,7 +262,7 @@ def load(directory: Path) -> dict[str, Signature]:
     """
     allowed_operations.check_saved_model(directory)
     try:
-        session = v1.Session(graph=tf.Graph())
+        session = new_session(tf.Graph())
         meta = v1.saved_model.load(session, [v1.saved_model.tag_constants.SERVING], str(directory))
         return signatures_of(session, meta.signature_def)
     except Exception as error:  # Damaged bytes may raise any type of exception in TensorFlow's loader.
@@ -273,7 +289,13 @@ def signatures_of(session: Any, definitions: Mapping[str, Any]) -> dict[str, Sig
         evaluate = signatures["evaluate"]
         lock = threading.Lock()  # Both signatures start the graph's only iterator anew.
         for name in {"evaluate", predicting(signatures, evaluate)} - {None}:
-            signatures[str(name)] = _through_input_pipeline(session, signatures[str(name)], evaluate, lock)
+            inputs = signatures[str(name)].inputs
+            # The pipeline takes arrays in the data's dtypes. A request of pixels in [0, 1] would lose its
+            # fractions on the way through a pipeline of uint8.
+            if all(spec.dtype == evaluate.inputs[key].dtype for key, spec in inputs.items()):
+                signatures[str(name)] = _through_input_pipeline(
+                    session, signatures[str(name)], evaluate, lock
+                )
     return signatures
 
 
@@ -292,12 +314,15 @@ def _through_input_pipeline(
 
     def call(**arrays: Any) -> Tensors:
         given = {name: array for name, array in arrays.items() if name not in evaluate.carried}
+        if not all(evaluate.inputs[name].accepts(np.shape(array)) for name, array in given.items()):
+            # A prediction may take other lengths than the data have, which the pipeline does not.
+            return signature.call(**arrays)
         num_rows = len(next(iter(given.values())))
         # The pipeline takes all arrays. A prediction has no labels, for instance: zeros stand for them.
         feeds = {
-            f"{name}_data_ph:0": given.get(name, np.zeros([num_rows] + [n or 1 for n in spec.shape[1:]]))
+            f"{name}_data_ph:0": given[name] if name in given else _zeros(spec, num_rows)
             for name, spec in evaluate.inputs.items()
-            if name not in evaluate.carried and spec.shape is not None
+            if name not in evaluate.carried
         }
         state = {f"{name}_ph:0": arrays[name] for name in evaluate.carried}
         with lock:

@@ -16,6 +16,15 @@ Arrays = Mapping[str, Any]
 SESSION_GRAPH = "session_graph"
 """Name, among the signatures, of the function whose tensors have the model's own names in a TF1 graph."""
 
+INITIAL_STATE = "initial_state"
+"""The signature that gives the carried state before the first batch."""
+
+PREDICTED = "predicted_"
+"""Prefix of an output of a signature among the inputs of `score`."""
+
+METRICS = "metrics"
+"""The signature that computes metrics, such as the area under a curve, from sums over all batches."""
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -57,7 +66,11 @@ class Spec:
         """
         if array.dtype.kind in "iu" and self.dtype.startswith("float"):
             array = array / np.iinfo(array.dtype).max
-        return array.astype(self.dtype)
+        return self.cast(array)
+
+    def cast(self, array: np.ndarray) -> np.ndarray:
+        """Return an array in this dtype; strings stay as they are."""
+        return array if self.dtype == "string" else array.astype(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -80,6 +93,15 @@ class Signature:
     def carried(self) -> tuple[str, ...]:
         """Names of the state that is carried from one batch to the next."""
         return tuple(name for name in self.outputs if name in self.inputs)
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """Names of the outputs of `evaluate` that neither are sums of a metric nor are carried."""
+        return tuple(
+            name
+            for name in self.outputs
+            if not name.endswith("_sum") and name != "count" and name not in self.inputs
+        )
 
 
 def predicting(signatures: Mapping[str, Signature], evaluate: Signature) -> str | None:
@@ -108,18 +130,17 @@ def scored(predict: Signature, score: Signature, evaluate: Signature) -> Signatu
 
     Args:
         predict: Predicts from some of the arrays of a batch, in the runtime of the format.
-        score: Takes outputs of `predict` and arrays of the batch; returns sums over the batch.
+        score: Takes outputs of `predict` and arrays of the batch; returns sums over the batch. Its input
+            `predicted_<name>` is the output `<name>`, where an array of the batch has this name, too.
         evaluate: The model's own `evaluate`, whose inputs and outputs the result has.
     """
 
     def call(**batch: Any) -> Arrays:
         given = {name: predict.inputs[name].convert(np.asarray(batch[name])) for name in predict.inputs}
         outputs = predict.call(**given)
-        known = {**batch, **outputs}
+        known = {**outputs, **batch, **{PREDICTED + name: output for name, output in outputs.items()}}
         # A format may return other dtypes than the run's graph does; `score` takes only its own.
-        sums = score.call(
-            **{name: np.asarray(known[name]).astype(spec.dtype) for name, spec in score.inputs.items()}
-        )
+        sums = score.call(**{name: spec.cast(np.asarray(known[name])) for name, spec in score.inputs.items()})
         return {**sums, **{name: outputs[name] for name in evaluate.carried}}
 
     return Signature(evaluate.inputs, evaluate.outputs, call)
