@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from pipeline import runtime
 from pipeline.cli import command, composition
 from pipeline.config.binding import parse
 from pipeline.config.dataset_checks import load
@@ -171,7 +170,7 @@ def _dataset(past: Recorded, known: dict[str, Dataset]) -> Dataset:
     """
     wanted = past.facts["data"]["fingerprint"]
     if wanted not in known:
-        dataset = load(past.source)
+        dataset = load(past.source, past.train)
         if dataset.fingerprint() != wanted:
             raise DataSetError(
                 f"The data must be what the run was trained on, SHA-256 {wanted}. "
@@ -191,7 +190,7 @@ def _restore(one: RunToEvaluate, dataset: Dataset) -> tuple[list[tuple[str, Veri
         DamagedError: An export has no readable manifest, or holds an epoch that the log does not have.
     """
     past, run = one.recorded, one.recorded.run
-    runtime.start_tensorflow(seed=past.seed, deterministic=past.deterministic)
+    past.start_tensorflow()
     from pipeline.verification import page
     from pipeline.verification.verifier import Verifier
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from pipeline import runtime
 from pipeline.cli import command, composition
 from pipeline.cli.quoting import override
 from pipeline.cli.stop import stop_signals
@@ -37,7 +36,7 @@ class ExportRequest:
         recorded: The run and its configuration.
         rows: The rows of the epochs to export.
         export: See `pipeline.config.schema.Export`.
-        verification: The overrides for `pipeline.evaluate`, which verifies the exports.
+        verification: The overrides for `pipeline.evaluate`, which verifies the exports, without `format`.
     """
 
     recorded: Recorded
@@ -81,7 +80,6 @@ def check(cfg: DictConfig) -> ExportRequest:
         raise ConfigError(*problems)
     arguments = [
         override("run_dir", past.run.path),
-        f"format=[{','.join(values.export.chosen)}]",
         *(override(f"verify.{key}", value) for key, value in verify.items()),
         *(override(f"+data.{key}", value) for key, value in values.data.items()),
         *([f"trust=[{','.join(values.trust)}]"] if values.trust else []),
@@ -101,18 +99,20 @@ def export(request: ExportRequest) -> int:
         StopRequested: A signal was received.
     """
     past = request.recorded
-    dataset = load(past.source)
+    dataset = load(past.source, past.train)
     with stop_signals() as stop, allowed_operations.trusting(past.trust):
-        runtime.start_tensorflow(seed=past.seed, deterministic=past.deterministic)
+        past.start_tensorflow()
         from pipeline.formats import exporting
 
         task = exporting.task_of(past.run, request.rows, request.export, dataset, past.verify)
         exporting.record_answers(past.run, request.rows)
-        exporting.export(task, stop.check)
+        skipped = exporting.export(task, stop.check)
         stop.check()
-        code = command.in_fresh_process("pipeline.evaluate", request.verification, stop)
+        written = [name for name in request.export.chosen if name not in skipped]
+        arguments = [*request.verification, f"format=[{','.join(written)}]"]
+        code = command.in_fresh_process("pipeline.evaluate", arguments, stop)
         stop.check()
-    exporting.log.info("evaluate again:  python -m pipeline.evaluate %s", shlex.join(request.verification))
+    exporting.log.info("evaluate again:  python -m pipeline.evaluate %s", shlex.join(arguments))
     return code
 
 

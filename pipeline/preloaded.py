@@ -3,9 +3,14 @@
 Every process that the server forks starts with these modules imported.
 """
 
-from pipeline import runtime
-from pipeline.cli import command, composition  # noqa: F401
-from pipeline.config import checks  # noqa: F401
+import sys
+
+from pipeline import Siblings, runtime
+
+sys.meta_path.insert(0, Siblings())
+
+from pipeline.cli import command, composition  # noqa: E402, F401
+from pipeline.config import checks  # noqa: E402, F401
 
 runtime.import_tensorflow()
 

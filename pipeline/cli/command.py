@@ -109,7 +109,7 @@ def run(
     *,
     config_name: str,
     check: Callable[[DictConfig], Any],
-    complete: Callable[[Sequence[str]], list[str]] = list,
+    complete: Callable[[Sequence[str], str | None], list[str]] = lambda overrides, _: list(overrides),
 ) -> NoReturn:
     """Run a task as a Hydra app, and exit with its code.
 
@@ -119,7 +119,8 @@ def run(
         check: Called with the composed configuration; returns what `task` takes. May raise `RoundtripError`.
             For a single job it is called before anything is written, and the configuration has the section
             `hydra`.
-        complete: Takes the overrides of the command line; returns them with further ones that they imply.
+        complete: Takes the overrides of the command line and its `--config-dir`; returns the overrides with
+            further ones that they imply.
     """
     arguments = hydra_internals.argument_parser().parse_args()
     register_resolvers()
@@ -130,7 +131,7 @@ def run(
         if any(getattr(arguments, flag) for flag in HYDRA_FLAGS):
             hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(task)()
         else:
-            arguments.overrides = complete(arguments.overrides)
+            arguments.overrides = complete(arguments.overrides, arguments.config_dir)
             code = _run_job_or_sweep(arguments, task, config_name, check)
     except RoundtripError as error:
         _exit(BAD_INPUT, error.problems, error)

@@ -15,7 +15,8 @@ from typing import Any, Self
 import numpy as np
 
 from pipeline.errors import DamagedError
-from pipeline.graphs.examples import BATCH_SIZE, Arrays, _call
+from pipeline.graphs import examples
+from pipeline.graphs.examples import BATCH_SIZE, Arrays
 from pipeline.graphs.signatures import Signature
 from pipeline.verification.comparison import json_number, number
 
@@ -84,7 +85,7 @@ def compare(
     Raises:
         DamagedError: The signature has other outputs.
     """
-    restored = _call(signature, request)
+    restored = examples.call(signature, request)
     if restored.keys() != expected.keys():
         raise DamagedError(f"The outputs must be {sorted(expected)}. Received: {sorted(restored)}.")
     errors = {name: _max_abs_error(restored[name], expected[name]) for name in expected}

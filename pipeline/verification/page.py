@@ -68,7 +68,9 @@ class _Finished:
 
     @property
     def model(self) -> str:
-        return str(self.facts["config"].get("model", {}).get("_target_", "model")).rpartition(".")[2]
+        section = self.facts["config"].get("model", {})
+        # A class that is there for all networks says less than the network.
+        return str(section.get("network") or str(section.get("_target_", "model")).rpartition(".")[2])
 
     @property
     def formats(self) -> str:
@@ -135,8 +137,11 @@ def _curves(finished: _Finished) -> Iterator[Element]:
 def _curve(finished: _Finished, name: str) -> Element:
     test = [Point(x=row.epoch, y=row.test[name]) for row in finished.log if name in row.test]
     train = [Point(x=row.epoch, y=row.train[name]) for row in finished.log if row.train and name in row.train]
+    judged = [row for row in finished.log if row.validation and name in row.validation]
+    validation = [Point(x=row.epoch, y=row.judged[name]) for row in judged]
     series = [
         Series(name=f"train/{name}", points=train, color=2),
+        Series(name=f"validation/{name}", points=validation, color=4),
         Series(name=f"test/{name}", points=test),
         Series(name="restored epoch", points=_restored(name, finished.epochs.values()), shape="circle"),
         Series(name="restored export", points=_restored(name, finished.exports), shape="square", color=3),
@@ -267,14 +272,16 @@ def _table(header: Sequence[str], lines: Sequence[_Line], max_lines: int) -> Ite
 def _facts(finished: _Finished) -> Iterator[Element]:
     facts = finished.facts
     config, data, model = facts["config"], facts["data"], facts.get("model", {})
+    held_out = data.get("num_validation")
     yield element("h2", "What was run")
     yield parts.command("pipeline", *map(str, facts["overrides"]))
     said = {
         "Model": f"{config.get('model', {}).get('_target_', parts.MISSING)}, "
         f"{parts.number(model.get('parameters'), ',')} parameters",
         "Data": f"{config['data'].get('_target_', parts.MISSING)}, "
-        f"{parts.number(data.get('num_train'), ',')} for training and "
-        f"{parts.number(data.get('num_test'), ',')} to test",
+        f"{parts.number(data.get('num_train'), ',')} for training, "
+        + (f"{parts.number(held_out, ',')} for validation, " if held_out else "")
+        + f"{parts.number(data.get('num_test'), ',')} to test",
         "Data's fingerprint": f"SHA-256 {data['fingerprint']}",
         "Seed": str(facts["seed"]),
         "Device": _plain(facts.get("device", {})),
@@ -282,9 +289,31 @@ def _facts(finished: _Finished) -> Iterator[Element]:
         "Graph": _size(facts.get("sizes", {}).get("graph_bytes")),
     }
     yield parts.facts(said.items())
+    if variables := model.get("variables"):
+        yield parts.details(f"Layers and their {len(variables)} variables", *_layers(variables))
     yield parts.details(
         "The whole configuration", element("pre", json.dumps(config, indent=2, ensure_ascii=False))
     )
+
+
+def _layers(variables: Mapping[str, Mapping[str, Any]]) -> Iterator[Element]:
+    """Yield a table of the layers; the path of a layer is that of its variables without their names."""
+    layers: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for path, variable in variables.items():
+        layer, _, name = path.rpartition("/")
+        layers.setdefault(layer, {})[name] = variable
+    lines = []
+    for layer, of_layer in layers.items():
+        trained = {bool(variable["trained"]) for variable in of_layer.values()}
+        cells = [
+            layer,
+            ", ".join(f"{name} {variable['shape']}" for name, variable in of_layer.items()),
+            parts.number(sum(math.prod(variable["shape"]) for variable in of_layer.values()), ","),
+            "partly" if len(trained) > 1 else "yes" if trained == {True} else "no",
+        ]
+        lines.append(parts.Line(cells))
+    header = ["layer", "variables", "parameters", "trained"]
+    yield from parts.table(header, lines, max_lines=MAX_PARITY_ROWS, left=("layer", "variables"))
 
 
 def _plain(value: Any) -> str:

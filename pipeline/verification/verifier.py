@@ -170,7 +170,7 @@ class Verifier:
         For a converted export, the effect of rounding is added to the tolerance; see `_spread`.
         """
         # Only called if needed: an exact format, or one that holds `evaluate`, does without the run's graph.
-        graph = functools.cache(lambda: checkpoints.open_graph(self.run.graph))
+        graph = functools.cache(functools.partial(self._graph, row))
         restored = self._evaluate(opening.evaluable(manifest.format, held, graph))
         if manifest.quantization != "none":
             accepted = self.verify.quantized_tolerance
@@ -186,6 +186,12 @@ class Verifier:
             for name, comparison in found.items()
         }
 
+    def _graph(self, row: Row) -> Graph:
+        """Return the run's graph with the variables of an epoch: a loss may have regularizers of them."""
+        graph = checkpoints.open_graph(self.run.graph)
+        checkpoints.restore_row(self.run, row, {"weights": graph.weights})
+        return graph
+
     def _spread(self, graph: Graph, row: Row) -> Metrics:
         """Return the largest change of each metric when every weight changes by one unit in its last place.
 
@@ -193,7 +199,6 @@ class Verifier:
         converged, moves by far more than a relative 1e-5 when the same sums are rounded in another order.
         """
         # The run's own graph is perturbed, and not the export, whose weights most runtimes do not give away.
-        checkpoints.restore_row(self.run, row, {"weights": graph.weights})
         weights = {name: variable.numpy() for name, variable in graph.weights.items()}
         generator = np.random.default_rng(0)
         spread = dict.fromkeys(row.test, 0.0)
