@@ -30,6 +30,7 @@ def policy(
 ) -> Policy:
     """Return how long is trained and what is kept, as the configuration's defaults say besides."""
     stopping = EarlyStopping(patience=patience, min_delta=changes.pop("min_delta", 0.0))
+    init_from = changes.pop("init_from", None)
     train = Train(
         epochs=epochs,
         resume=None,
@@ -38,6 +39,8 @@ def policy(
         compile=compile,
         deterministic=True,
         on_interrupt="stop",
+        init_from=init_from,
+        precision=changes.pop("precision", "float32"),
     )
     best = Best(metric="loss", direction="minimize")
     return Policy(**{"train": train, "best": best, "exported": "last", **changes})

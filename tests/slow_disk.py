@@ -17,8 +17,8 @@ SYNC_SECS = 0.02
 """What each wait for the disk takes longer, before and after."""
 
 
-def main_job(run_dir: Path) -> None:
-    """Run the main job in this process; what it writes goes to a file beside the run."""
+def main_job(run_dir: Path, *model: str) -> None:
+    """Run the main job of a model in this process; what it writes goes to a file beside the run."""
     sync = files.sync
 
     def slow_sync(path: Path) -> None:
@@ -31,5 +31,5 @@ def main_job(run_dir: Path) -> None:
     output = os.open(run_dir.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    arguments = ["model=dense", "train.epochs=5", "export=checkpoint", f"hydra.run.dir={run_dir}"]
+    arguments = [*model, "train.epochs=5", "export=checkpoint", f"hydra.run.dir={run_dir}"]
     processes._run_module("pipeline", arguments)

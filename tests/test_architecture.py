@@ -33,13 +33,15 @@ FLOORS = (
     {"pages"},
     {"runs"},
     {"config", "cli"},
-    {"errors", "runtime", "optimizers"},
+    {"runtime", "optimizers"},
+    {"errors"},
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 # Modules that import TensorFlow when they are imported. All others are imported before the configuration is
 # checked.
 WITH_TENSORFLOW = (
+    "models.keras_functions",
     "pipeline.formats.exporting",
     "pipeline.formats.meta_graph",
     "pipeline.formats.simple_save",

@@ -264,14 +264,16 @@ class TestMistakes:
             (
                 ["train.epoch=3"],
                 [
-                    "error: train.epoch is not a key. Known here: epochs, compile, deterministic, "
-                    "on_interrupt, resume, keep, early_stopping. Did you mean epochs?"
+                    "error: train.epoch is not a key. Known here: epochs, compile, precision, "
+                    "deterministic, on_interrupt, resume, validation_fraction, init_from, keep, "
+                    "limit_batches, overfit_batches, max_seconds, checkpoint_secs, early_stopping. "
+                    "Did you mean epochs?"
                 ],
             ),
             (
                 ["model=gruu"],
                 [
-                    "error: model must be one of char_lstm, dense, gru, mnist_cnn. Received: gruu. "
+                    "error: model must be one of char_lstm, dense, gru, keras, mnist_cnn. Received: gruu. "
                     "Did you mean gru?"
                 ],
             ),
@@ -350,7 +352,7 @@ class TestMistakes:
 
     def test_help_lists_the_choices_and_the_keys(self, command: Command) -> None:
         stdout = command("pipeline", "--help", "model=dense").stdout
-        assert "\nmodel: char_lstm, dense, gru, mnist_cnn\n" in stdout
+        assert "\nmodel: char_lstm, dense, gru, keras, mnist_cnn\n" in stdout
         assert "\n  _target_: models.dense.DenseRegressor\n" in stdout
         assert "hydra:" not in stdout
 

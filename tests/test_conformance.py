@@ -28,7 +28,7 @@ def build(case: Case) -> BuiltModel:
 def fill(built: BuiltModel) -> None:
     """Give every weight a value of its own, so that any permuted restore fails."""
     start = 0
-    for variable in built.weights.values():
+    for variable in built.variables.values():
         size = variable.shape.num_elements()
         values = np.sin(np.arange(start, start + size, dtype=np.float64)) / 3
         variable.assign(values.astype(np.float32).reshape(variable.shape))
@@ -54,7 +54,7 @@ def call_live(built: BuiltModel, name: str, request: dict[str, Any]) -> dict[str
 @cases
 def test_has_the_promised_variables_and_signatures(case: Case) -> None:
     built = build(case)
-    assert tuple(built.weights) == case.weights
+    assert tuple(built.variables) == case.weights
     assert set(built.signatures) == set(case.signatures)
 
 
@@ -68,10 +68,10 @@ def test_data_is_what_the_model_consumes(case: Case) -> None:
 def test_names_do_not_depend_on_what_was_built_before(case: Case, tmp_path: Path) -> None:
     first, second = build(case), build(case)
     fill(first)
-    checkpoints.write_checkpoint(tmp_path / "first", {"weights": first.weights})
-    checkpoints.restore(tmp_path / "first", {"weights": second.weights})
-    for name, variable in second.weights.items():
-        np.testing.assert_array_equal(variable.numpy(), first.weights[name].numpy())
+    checkpoints.write_checkpoint(tmp_path / "first", {"weights": first.variables})
+    checkpoints.restore(tmp_path / "first", {"weights": second.variables})
+    for name, variable in second.variables.items():
+        np.testing.assert_array_equal(variable.numpy(), first.variables[name].numpy())
 
 
 @cases
@@ -107,12 +107,12 @@ def test_a_graph_takes_the_weights_of_any_epoch(case: Case, tmp_path: Path) -> N
     built = build(case)
     checkpoints.write_graph(tmp_path / "graph", built)
     fill(built)
-    checkpoints.write_checkpoint(tmp_path / "epoch", {"weights": built.weights})
+    checkpoints.write_checkpoint(tmp_path / "epoch", {"weights": built.variables})
     graph = checkpoints.open_graph(tmp_path / "graph")
     before = {name: variable.numpy() for name, variable in graph.weights.items()}
     checkpoints.restore(tmp_path / "epoch", {"weights": graph.weights})
     for name, variable in graph.weights.items():
-        np.testing.assert_array_equal(variable.numpy(), built.weights[name].numpy())
+        np.testing.assert_array_equal(variable.numpy(), built.variables[name].numpy())
         assert not np.array_equal(variable.numpy(), before[name])
     for name, request in requests(case).items():
         outputs = graph.signatures[name].call(**{k: tf.constant(v) for k, v in request.items()})

@@ -31,7 +31,8 @@ from tests.conftest import Finished
 from tests.markdown import DOCS, PAGES, README, ROOT, Block, anchors, blocks, inline_code, links
 
 (DENSE,) = (case for case in CASES if case.name == "dense")
-OWN_MODEL = DOCS / "own-model.md"
+OWN_FILES = (DOCS / "own-model.md", DOCS / "keras.md")
+"""Pages that show files of the user's own."""
 
 MODULES = {
     "config": "pipeline.__main__",
@@ -47,8 +48,12 @@ CONTEXTS = (
     ("config", "model=mnist_cnn"),
     ("config", "model=char_lstm"),
     ("config", "model=dense"),
+    ("config", "model=keras data=csv"),
     ("config", "data=npz"),
     ("config", "data=tfrecord"),
+    ("config", "data=csv"),
+    ("config", "data=image_folder data.size=[8,8]"),
+    ("config", "data=python data.function=mine.data.load"),
     ("config", "optimizer=sgd"),
     ("config", "optimizer=rmsprop"),
     ("config", "hydra/sweeper=optuna hydra/sweeper/pruner=median"),
@@ -162,12 +167,13 @@ class TestCommands:
         """Give what the capitals of the documentation stand for; files of the example are at hand."""
         monkeypatch.setenv("STORAGE", "sqlite:///study.db")
         monkeypatch.syspath_prepend(tmp_path)
-        text = OWN_MODEL.read_text()
+        text = "\n".join(page.read_text() for page in OWN_FILES)
         for name, content in re.findall(r"^`(\S+)`:\n\n```\w+\n(.*?)```", text, re.DOTALL | re.MULTILINE):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(content)
         (tmp_path / "run").symlink_to(finished.of(DENSE)[0])  # a path that needs no quotes
         run = str(tmp_path / "run")
+        (tmp_path / "new.keras").touch()
         yield {
             **dict.fromkeys(("DIR", "RUN", "SWEEP"), run),
             **dict.fromkeys(("FILE", "FOLDER", "SHARDS"), str(tmp_path / "new")),
@@ -226,7 +232,9 @@ def check_command(module: str, arguments: list[str], replaced: dict[str, str]) -
         elif argument not in FLAGS and not (argument.startswith("--cfg") or argument == "job"):
             assert not argument.startswith("-"), argument
             overrides.append(argument)
-    overrides = [re.sub(r"=(outputs/\.\.\.|\w+)(?=$|/)", _replace(replaced), one) for one in overrides]
+    overrides = [
+        re.sub(r"=(outputs/\.\.\.|\w+)(?=$|/|\.keras$)", _replace(replaced), one) for one in overrides
+    ]
     for which in (0, -1) if "-m" in arguments else (0,):
         parsed = OverridesParser.create().parse_overrides(overrides)
         assert "-m" in arguments or not any(one.is_sweep_override() for one in parsed), overrides
@@ -319,7 +327,10 @@ def has_key(key: str, contexts: list[DictConfig]) -> bool:
 
     def holds(node: Any) -> bool:
         for part in key.split("."):
-            if not isinstance(node, DictConfig) or part not in node:
+            # `part in node` is false of a key that the user must give.
+            if not isinstance(node, DictConfig) or (
+                part not in node and not OmegaConf.is_missing(node, part)
+            ):
                 return False
             node = node._get_node(part)
         return True
@@ -404,7 +415,8 @@ def main_jobs(*, with_a_run: bool) -> list[str]:
     lines = [
         line for text in re.findall(r"```sh\n(.*?)```", section, re.DOTALL) for line in text.splitlines()
     ]
-    lines = [line for line in lines if not line.startswith("#") and "--config-dir" not in line]
+    own = ("--config-dir", "mine.")
+    lines = [line for line in lines if not line.startswith("#") and not any(word in line for word in own)]
     return [line for line in lines if ("DIR" in line) == with_a_run]
 
 

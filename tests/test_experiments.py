@@ -37,5 +37,7 @@ def test_an_experiment_is_a_whole_configuration(name: str) -> None:
 
 
 def test_there_is_one_for_each_model_and_a_sweep() -> None:
+    """Except for `model=keras`: what is good for it depends on the network."""
     models = [path.stem for path in (Path(checks.__file__).parents[2] / "conf" / "model").glob("*.yaml")]
+    models.remove("keras")
     assert sorted([*models, *(f"sweep_{name}" for name in models)]) == EXPERIMENTS

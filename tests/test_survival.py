@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,6 @@ from tests.slow_disk import main_job
 
 DENSE = CASES[3]
 TIMEOUT_SECS = 120
-# Two kills or more at each line of the log, and before the first; the rest is for the mark slow.
-NUM_KILLS = [14, *(pytest.param(number, marks=pytest.mark.slow) for number in (50, 500))]
 
 
 def results(run_dir: Path) -> dict[str, bytes]:
@@ -59,24 +57,47 @@ def results(run_dir: Path) -> dict[str, bytes]:
     return {**found, "verdict": receipt["verdict"].encode(), "metrics": json.dumps(metrics).encode()}
 
 
-def timed(run_dir: Path) -> float:
+def timed(run_dir: Path, model: Sequence[str]) -> float:
     """Run the main job to its end; return its seconds."""
     started = time.monotonic()
-    process = processes.start(main_job, run_dir, spares=1)
+    process = processes.start(main_job, run_dir, *model, spares=1)
     process.join(TIMEOUT_SECS)
     assert process.exitcode == 0, run_dir.with_suffix(".log").read_text()
     return time.monotonic() - started
 
 
-@pytest.mark.parametrize("num_kills", NUM_KILLS)
-def test_a_run_that_is_killed_at_any_instant_goes_on_to_the_same_bits(num_kills: int, tmp_path: Path) -> None:
+AVERAGED = (
+    "model=keras",
+    "model.network=tests.zoo.averaged",
+    "model.loss=mse",
+    "model.targets=target",
+    "data=numbers",
+    "optimizer=keras",
+    "optimizer.name=adam",
+    "optimizer.options={use_ema: true}",
+)
+
+
+@pytest.mark.parametrize(
+    ("num_kills", "model"),
+    [
+        # Two kills or more at each line of the log, and before the first; the rest is for the mark slow.
+        (14, ("model=dense",)),
+        *(pytest.param(number, ("model=dense",), marks=pytest.mark.slow) for number in (50, 500)),
+        pytest.param(20, AVERAGED, marks=pytest.mark.slow),
+    ],
+    ids=["14", "50", "500", "20 of averages and seeds"],
+)
+def test_a_run_that_is_killed_at_any_instant_goes_on_to_the_same_bits(
+    num_kills: int, model: tuple[str, ...], tmp_path: Path
+) -> None:
     """Every run is killed once, by SIGKILL at a random instant, and started again with the same command.
 
     A random time after a random line of the log: where two runs share a processor, times alone would not say
     how far each is.
     """
-    timed(tmp_path / "warm")
-    seconds = timed(tmp_path / "whole")
+    timed(tmp_path / "warm", model)
+    seconds = timed(tmp_path / "whole", model)
     expected = results(tmp_path / "whole")
     generator = random.Random(0)
     num_rows = len((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines())
@@ -90,7 +111,7 @@ def test_a_run_that_is_killed_at_any_instant_goes_on_to_the_same_bits(num_kills:
         """Return how many lines the log of a run had when it was killed; `None` if it was done before."""
         run_dir = tmp_path / str(number)
         after, delay = instants[number]
-        process = processes.start(main_job, run_dir, spares=1)
+        process = processes.start(main_job, run_dir, *model, spares=1)
         while process.is_alive() and num_lines(run_dir) < after:
             time.sleep(0.002)
         process.join(delay)
@@ -98,7 +119,7 @@ def test_a_run_that_is_killed_at_any_instant_goes_on_to_the_same_bits(num_kills:
         process.kill()
         process.join(TIMEOUT_SECS)
         lines = num_lines(run_dir)
-        timed(run_dir)
+        timed(run_dir, model)
         assert results(run_dir) == expected, f"killed {delay:.3f} s after line {after}, with {lines}"
         assert not list(run_dir.rglob(".*staging"))
         return lines if was_alive else None
@@ -420,6 +441,20 @@ class TestHostile:
         ):
             run_evaluate(run)
         assert not (tmp_path / "target").exists()
+
+    def test_a_function_that_is_not_trusted(
+        self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "stranger").mkdir()
+        for name in ("__init__", "data"):
+            (tmp_path / "stranger" / f"{name}.py").write_text("def load(): ...\nraise SystemExit('imported')")
+        monkeypatch.syspath_prepend(tmp_path)
+        section = {"_target_": "data.python.PythonData", "function": "stranger.data.load"}
+        rewrite(run / "run.json", lambda facts: facts["config"].update(data=section))
+        with pytest.raises(
+            ConfigError, match=r"of the package stranger. If it is yours, add trust=\[stranger\]"
+        ):
+            run_evaluate(run)
 
     @pytest.mark.parametrize("section", ["data", "verify", "best", "train"])
     def test_sections_that_are_none(self, section: str, run: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from data.base import Arrays, Dataset
+from tests.zoo import Network
 
 Epoch = Callable[[], object]
 
@@ -20,6 +21,8 @@ def _examples(name: str, train: Arrays, vocabulary_size: int) -> tuple[Any, Any]
     """Return the features and the targets of a model."""
     if name == "dense":
         return train["feature"], train["target"]
+    if name == "transformer":
+        return train["tokens"].astype(np.int64), train["topic"]
     if name == "gru":
         return train["features"], train["labels"]
     if name == "mnist_cnn":
@@ -66,6 +69,31 @@ def keras_epoch(name: str, dataset: Dataset, learning_rate: float, **compiling: 
     network.compile(optimizer=keras.optimizers.Adam(learning_rate), loss=loss, **compiling)
     options = {"batch_size": dataset.batch_size, "shuffle": not dataset.ordered, "verbose": 0}
     return lambda: network.fit(features, targets.astype("float32" if name == "dense" else "int32"), **options)
+
+
+def brought_epoch(network: Network, dataset: Dataset, learning_rate: float, **compiling: Any) -> Epoch:
+    """Return a function that trains a network of the zoo for an epoch with Keras `fit`.
+
+    Args:
+        network: The network.
+        dataset: What it trains on.
+        learning_rate: Of Adam.
+        compiling: Options of `keras.Model.compile`.
+    """
+    import keras
+    import tensorflow as tf
+
+    model = network.network({})
+    network.by_hand(model)
+    loss = keras.losses.get(network.arguments["loss"])
+    model.compile(optimizer=keras.optimizers.Adam(learning_rate), loss=loss, **compiling)
+    # Keras takes text as tensors only.
+    arrays = {k: tf.constant(v) if v.dtype.kind == "S" else v for k, v in dataset.train.items()}
+    features = {tensor.name: arrays.pop(tensor.name) for tensor in model.inputs}
+    (targets,) = arrays.values()
+    options = {"batch_size": dataset.batch_size, "shuffle": True, "verbose": 0}
+    weights = {"class_weight": network.arguments.get("class_weight")}
+    return lambda: model.fit(features, targets, **options, **weights)
 
 
 def torch_epoch(name: str, dataset: Dataset, learning_rate: float, *, loader: bool) -> Epoch:
@@ -136,6 +164,8 @@ def _torch_network(name: str, num_classes: int) -> Any:
 
     if name == "dense":
         return nn.Linear(2, 1)
+    if name == "transformer":
+        return _torch_transformer()
     if name == "gru":
         return Last(nn.GRU(30, 10, batch_first=True, bidirectional=True), nn.Linear(20, 5), mean=True)
     if name == "char_lstm":
@@ -146,3 +176,28 @@ def _torch_network(name: str, num_classes: int) -> Any:
         *(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
         *(nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 10)),
     )
+
+
+def _torch_transformer() -> Any:
+    """Return the transformer of the zoo: masked attention, two normalised residuals, a masked mean."""
+    from torch import nn
+
+    class Transformer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(12, 8)
+            self.attention = nn.MultiheadAttention(8, 2, dropout=0.1, batch_first=True)
+            self.hidden = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+            self.normal_1, self.normal_2 = nn.LayerNorm(8, eps=1e-3), nn.LayerNorm(8, eps=1e-3)
+            self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(8, 3))
+
+        def forward(self, tokens: Any) -> Any:
+            padding = tokens == 0
+            x = self.embedding(tokens)
+            attended, _ = self.attention(x, x, x, key_padding_mask=padding, need_weights=False)
+            x = self.normal_1(x + attended)
+            x = self.normal_2(x + self.hidden(x))
+            kept = (~padding).unsqueeze(-1).float()
+            return self.head((x * kept).sum(1) / kept.sum(1))
+
+    return Transformer()

@@ -36,11 +36,13 @@ from data.sequences import Sequences
 from models.char_lstm import CharLSTM
 from models.dense import DenseRegressor
 from models.gru import GRUClassifier
+from models.keras_network import KerasNetwork
 from models.mnist_cnn import MnistCNN
 from pipeline import runtime
 from pipeline.optimizers import Adam
+from tests import zoo
 from tests.benchmarks import results
-from tests.benchmarks.peers import Epoch, keras_epoch, torch_epoch
+from tests.benchmarks.peers import Epoch, brought_epoch, keras_epoch, torch_epoch
 from tests.benchmarks.results import Line, Ratio, Table
 from tests.cases import policy
 
@@ -60,6 +62,8 @@ class Row:
         over_keras: How many times faster than Keras `fit` the pipeline has to be.
         over_torch: Than PyTorch.
         over_bare: How much of the bare step's time it may take.
+        network: The network of the zoo that the model is, if it is one.
+        over_tuned: How many times faster than Keras `fit` at its best the pipeline has to be.
     """
 
     model: Any
@@ -70,6 +74,24 @@ class Row:
     over_keras: float
     over_torch: float
     over_bare: float
+    network: zoo.Network | None = None
+    over_tuned: float | None = None
+
+
+def brought(name: str) -> Row:
+    """Return the row of a network of the zoo, as somebody would bring it, in batches of 32."""
+    (network,) = (network for network in zoo.NETWORKS if str(network) == name)
+
+    def dataset() -> Dataset:
+        generator = np.random.default_rng(0)
+        train, test = network.arrays(generator, 3200), network.arrays(generator, 320)
+        return Dataset(train=train, test=test, batch_size=32)
+
+    return Row(
+        KerasNetwork(network=network.path, **network.arguments), dataset, 1e-3, network=network,
+        use_xla=name == "transformer", keras_xla=False,
+        over_keras=2, over_torch=1, over_bare=1.1, over_tuned=1.2,
+    )  # fmt: skip
 
 
 def images(num_train: int = 6000, num_test: int = 100) -> Dataset:
@@ -117,6 +139,7 @@ ROWS = {
         CharLSTM(), characters, 1e-2,
         use_xla=True, keras_xla=False, over_keras=2, over_torch=1.1, over_bare=1.05,
     ),
+    **{name: brought(name) for name in ("image_classifier", "table", "transformer")},
 }  # fmt: skip
 
 
@@ -180,13 +203,19 @@ def bare_epoch(name: str, folder: Path) -> Epoch:
 
 def peer(make: Callable[..., Epoch], **options: Any) -> Callable[[str, Path], Epoch]:
     """Return what makes an epoch of a peer."""
-    return lambda name, folder: make(name, ROWS[name].dataset(), ROWS[name].learning_rate, **options)
+
+    def epoch(name: str, folder: Path) -> Epoch:
+        row = ROWS[name]
+        if row.network is not None and make is keras_epoch:
+            return brought_epoch(row.network, row.dataset(), row.learning_rate, **options)
+        return make(name, row.dataset(), row.learning_rate, **options)
+
+    return epoch
 
 
 def tuned_keras_epoch(name: str, folder: Path) -> Epoch:
     """Return a function that trains an epoch with Keras `fit` at its best."""
-    options = {"jit_compile": ROWS[name].keras_xla, "steps_per_execution": 32}
-    return keras_epoch(name, ROWS[name].dataset(), ROWS[name].learning_rate, **options)
+    return peer(keras_epoch, jit_compile=ROWS[name].keras_xla, steps_per_execution=32)(name, folder)
 
 
 PIPELINE, KERAS, TUNED, BARE = "pipeline", "Keras fit", "Keras fit, tuned", "bare step"
@@ -201,9 +230,9 @@ CONTENDERS: dict[str, Callable[[str, Path], Epoch]] = {
 }
 
 
-def contenders() -> list[str]:
-    """Return those that can take part here."""
-    has_torch = importlib.util.find_spec("torch") is not None
+def contenders(name: str) -> list[str]:
+    """Return those that can take part here: PyTorch has no layers that look text up or turn images."""
+    has_torch = importlib.util.find_spec("torch") is not None and name not in ("image_classifier", "table")
     return [name for name in CONTENDERS if has_torch or name not in (BY_INDEX, LOADER)]
 
 
@@ -230,7 +259,7 @@ def contend(contender: str, name: str, orders: Connection) -> None:
 def measure(name: str, repeats: int) -> dict[str, list[float]]:
     """Return the steps per second of each contender in each of its turns."""
     context = multiprocessing.get_context("spawn")
-    speeds: dict[str, list[float]] = {contender: [] for contender in contenders()}
+    speeds: dict[str, list[float]] = {contender: [] for contender in contenders(name)}
     children = {}
     for contender in speeds:
         ours, theirs = context.Pipe()
@@ -254,7 +283,7 @@ def lines(name: str, speeds: dict[str, list[float]]) -> list[Line]:
     """Return the contenders of a row, each with how the pipeline compares."""
     row = ROWS[name]
     medians = {contender: Line(name, contender, values).median for contender, values in speeds.items()}
-    targets = {KERAS: row.over_keras, BY_INDEX: row.over_torch, LOADER: row.over_torch}
+    targets = {KERAS: row.over_keras, TUNED: row.over_tuned, BY_INDEX: row.over_torch, LOADER: row.over_torch}
 
     def ratio(contender: str) -> list[Ratio]:
         times = medians[PIPELINE] / medians[contender]

@@ -78,6 +78,29 @@ def test_an_epoch_has_every_row_once(make: Make, compression: Any) -> None:
             assert batch[name].dtype == array.dtype
 
 
+def test_text_is_read_as_it_was_written(make: Make, tmp_path: Path) -> None:
+    words = np.array([["a" * row, "é"] for row in range(NUM_ROWS)])
+    train = {**rows().train, "words": words, "word": words[:, 0]}
+    dataset = make(replace(rows(), train=train, test={key: array[:5] for key, array in train.items()})).load()
+    for batch in read(dataset):
+        assert batch["words"].tolist() == np.char.encode(words[batch["index"]]).tolist()
+        assert batch["word"].tolist() == batch["words"][:, 0].tolist()
+    assert dataset.stream is not None
+    assert set(dataset.stream.ranges) == set(rows().train)
+    # A model that takes numbers under this name is told so, though text has no range.
+    takes = {name: ArraySpec(array.shape[1:], {array.dtype.name: (0, 255)}) for name, array in train.items()}
+    takes["words"] = ArraySpec((2,), {"float32": (0, 1)})
+
+    class Numbers:
+        def arrays(self, metadata: Any) -> Any:
+            return {name: replace(spec, shape=(None, *spec.shape)) for name, spec in takes.items()}
+
+    with pytest.raises(
+        DataSetError, match=r"train array 'words' must be .* float32.* Received: \[103, 2\] \|S102"
+    ):
+        check_batch(Numbers(), dataset)  # type: ignore[arg-type]
+
+
 def test_the_order_is_a_function_of_seed_and_epoch(make: Make) -> None:
     dataset = make(rows()).load()
     assert order(dataset, 0, 1) == order(dataset, 0, 1)

@@ -19,7 +19,7 @@ def sample() -> Sample:
     """Return `generate` of a model with fixed weights, as a function of Python values."""
     specs = {name: tf.TensorSpec([None, 5], tf.uint8, name) for name in ("tokens", "targets")}
     built = CharLSTM(units=4).build(specs, {"vocabulary": VOCABULARY})
-    for number, variable in enumerate(built.weights.values()):
+    for number, variable in enumerate(built.variables.values()):
         values = np.sin(np.arange(variable.shape.num_elements()) + number)
         variable.assign(values.reshape(variable.shape).astype(np.float32))
 

@@ -116,7 +116,7 @@ NAN_RATE = "optimizer.learning_rate must be a finite number. Received: nan."
         ),
         (
             {"export__quantisation": "int8"},
-            "export.quantisation is not a key. Known here: formats, quantization, opset. "
+            "export.quantisation is not a key. Known here: formats, quantization, opset, skip_unsupported. "
             "Did you mean quantization?",
         ),
         (
@@ -156,7 +156,8 @@ NAN_RATE = "optimizer.learning_rate must be a finite number. Received: nan."
         (
             {"train__epoch": 3},
             "train.epoch is not a key. Known here: epochs, resume, keep, early_stopping, compile, "
-            "deterministic, on_interrupt. "
+            "deterministic, on_interrupt, limit_batches, overfit_batches, max_seconds, checkpoint_secs, "
+            "precision, init_from, validation_fraction. "
             "Did you mean epochs?",
         ),
         ({"seed": 2**31}, "seed must be <= 2147483647. Received: 2147483648."),

@@ -23,6 +23,7 @@ from pipeline.errors import RoundtripError, UnsupportedError
 from pipeline.formats import base, exporting, opening
 from pipeline.formats.base import ExportTask
 from pipeline.graphs import examples
+from pipeline.graphs.checkpoints import Graph
 from pipeline.graphs.signatures import Signature, Spec, predicting, scored
 from pipeline.runs.directory import RunDirectory
 from pipeline.runtime import held_back_stderr
@@ -428,9 +429,7 @@ class TestRehearsal:
     def test_a_network_that_is_no_signature(self, gru_run: Path) -> None:
         path = gru_run / "checkpoints" / "network.json"
         path.write_text(path.read_text().replace('"class_id"', '"class"'))
-        with pytest.raises(
-            RoundtripError, match=r"inputs and outputs are named as a signature's. Received: \['fe"
-        ):
+        with pytest.raises(RoundtripError, match=r"the dtypes, of a signature's. Received: fe"):
             exporting.rehearse(self.task(gru_run, "keras"))
 
     def test_every_problem_is_said_at_once(self, gru_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -522,6 +521,14 @@ def test_predictions_are_scored_where_evaluate_cannot_be() -> None:
         x=np.array([[255, 0]], np.uint8), target=np.array([[1, 0]], np.uint8)
     )
     assert sums == {"loss_sum": 1.0}
+
+
+def test_an_evaluation_that_is_held_needs_the_metrics_of_the_run() -> None:
+    counted = signature({"x": NUMBERS}, {"loss_sum": NUMBERS, "count": NUMBERS, "hits_state": NUMBERS})
+    metrics = signature({"hits_state": NUMBERS}, {"hits": NUMBERS})
+    graph = Graph({"evaluate": counted, "metrics": metrics}, {})
+    found = opening.evaluable("onnx", {"evaluate": counted}, lambda: graph)
+    assert found == {"evaluate": counted, "metrics": metrics}
 
 
 def test_a_user_is_told_what_an_unscored_format_needs(gru_run: Path) -> None:

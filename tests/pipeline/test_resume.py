@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -325,6 +326,17 @@ def test_a_name_that_is_none_is_a_problem(name: str, tmp_path: Path) -> None:
     assert problem.startswith(f"{tmp_path} must hold {name!r}. Reading it failed: ")
 
 
+def test_a_variable_of_an_optimizer_is_found_by_its_position(tmp_path: Path) -> None:
+    """Earlier versions named it after TensorFlow's variable, not after the path."""
+    written = {"2/adam/momentum": tf.Variable([1.0, 2.0]), "21/adam/momentum": tf.Variable([3.0, 4.0])}
+    checkpoints.write_checkpoint(tmp_path / "epoch", {"optimizer": written})
+    found = tf.Variable([0.0, 0.0])
+    checkpoints.restore(tmp_path / "epoch", {"optimizer": {"2/dense_kernel_momentum": found}})
+    assert found.numpy().tolist() == [1.0, 2.0]
+    with pytest.raises(DamagedError, match="must hold the variable '3/x'. It is missing"):
+        checkpoints.restore(tmp_path / "epoch", {"optimizer": {"3/x": found}})
+
+
 class TestRecordedOverrides:
     """`train.resume=DIR` brings the overrides that the run recorded."""
 
@@ -356,6 +368,34 @@ class TestRecordedOverrides:
         rewrite(run / "run.json", lambda facts: facts["overrides"].append(override))
         given = [f"train.resume={run}", "train.epochs=5"]
         assert resume.with_recorded(given) == ["model=dense", "+data.name='a/b: c'", *given]
+
+    @pytest.mark.parametrize(
+        ("override", "package"),
+        [
+            ("data.function=os.system", "os"),
+            ("+data.function=os.system", "os"),
+            ("model.network=mine.nets.price", "mine"),
+            ("model.network=/elsewhere/a.keras", "/elsewhere/a.keras"),
+            ("model.loss={a: mse, b: mine.losses.focal}", "mine"),
+            ("model.metrics.a=[mine.f]", "mine"),
+        ],
+    )
+    def test_functions_need_trust(self, override: str, package: str, run: Path) -> None:
+        rewrite(run / "run.json", lambda facts: facts["overrides"].append(override))
+        given = [f"train.resume={run}"]
+        with pytest.raises(
+            ConfigError, match=re.escape(f"is code. If it is yours, add trust=[{package}], or")
+        ):
+            resume.with_recorded(given)
+        again = f"{override.partition('=')[0]}=other"
+        assert resume.with_recorded([*given, again])[-2:] == [*given, again]
+        if package.isidentifier():
+            assert override in resume.with_recorded([*given, f"trust=[{package}]"])
+
+    def test_names_of_keras_are_no_code(self, run: Path) -> None:
+        named = ["model.loss=mse", "model.loss_weights={a: 0.5}", "model.metrics=[mae,auc]"]
+        rewrite(run / "run.json", lambda facts: facts["overrides"].extend(named))
+        assert set(named) < set(resume.with_recorded([f"train.resume={run}"]))
 
     def test_without_a_run_nothing_is_added(self, run: Path) -> None:
         for given in ([], ["train.resume=null"], ["train.resume=nowhere"], ["a=[", f"train.resume={run}"]):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import json
 import shlex
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -443,7 +444,7 @@ def test_what_was_run_is_there_to_be_run_again(run: Run) -> None:
     facts = dict(zip(page.of("dt"), page.of("dd"), strict=True))
     assert facts == {
         "Model": "models.gru.GRUClassifier, 2,625 parameters",
-        "Data": "data.sequences.Sequences, 6,400 for training and 64 to test",
+        "Data": "data.sequences.Sequences, 6,400 for training, 64 to test",
         "Data's fingerprint": "SHA-256 abc123",
         "Seed": "7",
         "Device": "type CPU, names x86_64, cores 2",
@@ -451,6 +452,33 @@ def test_what_was_run_is_there_to_be_run_again(run: Run) -> None:
         "Graph": "132.7 kB",
     }
     assert json.loads(next(text for text in page.of("pre") if text.startswith("{"))) == run.facts["config"]
+
+
+def test_a_network_of_the_user_and_its_validation_split_are_named(run: Run) -> None:
+    run.facts["config"]["model"]["network"] = "mine.nets.price"
+    run.facts["data"]["num_validation"] = 640
+    run.rows = [replace(row, validation={"loss": 3.0, "accuracy": 0.4}) for row in run.rows]
+    page = run.write()
+    assert page.of("h1") == ["mine.nets.price"]
+    assert "data.sequences.Sequences, 6,400 for training, 640 for validation, 64 to test" in page.of("dd")
+    assert any("validation/loss" in text for _, text in page.texts)
+
+
+def test_layers_are_listed_with_their_parameters(run: Run) -> None:
+    run.facts["model"]["variables"] = {
+        "body/conv/kernel": {"shape": [3, 3, 1, 4], "trained": True},
+        "body/conv/bias": {"shape": [4], "trained": False},
+        "frozen/gamma": {"shape": [4], "trained": False},
+        "slope": {"shape": [], "trained": True},
+    }
+    page = run.write()
+    assert "Layers and their 4 variables" in page.of("summary")
+    assert page.rows[-4:] == [
+        ["layer", "variables", "parameters", "trained"],
+        ["body/conv", "kernel [3, 3, 1, 4], bias [4]", "40", "partly"],
+        ["frozen", "gamma [4]", "4", "no"],
+        ["slope []", "1", "yes"],
+    ]
 
 
 def test_facts_that_are_not_known_are_left_open(run: Run) -> None:

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from data.numbers import Numbers
-from models.base import BuiltModel, signature
+from models.base import BuiltModel, signature, weights_of
 from models.dense import DenseRegressor
 from pipeline.errors import ConfigError, UnsupportedError
 from pipeline.graphs import checkpoints, examples
@@ -25,14 +26,15 @@ from tests.cases import CASES, Case, policy
 
 DENSE = CASES[-1]
 FLOAT = Spec("float32", (None,))
-POLICY = ("epochs", "compile", "keep", "patience", "min_delta", "exported")
+POLICY = ("epochs", "compile", "keep", "patience", "min_delta", "exported", "init_from", "precision")
 
 
 def prepare(path: Path, case: Case = DENSE, **changes: Any) -> Training:
     run = RunDirectory(path)
     (path / "checkpoints").mkdir(parents=True, exist_ok=True)
     dataset = changes.pop("dataset", None) or case.load()
-    chosen = policy(**{key: changes.pop(key) for key in POLICY if key in changes})
+    options = {key: changes.pop(key) for key in POLICY if key in changes}
+    chosen = changes.pop("policy", None) or policy(**options)
     arguments: dict[str, Any] = {
         "policy": chosen,
         "seed": 0,
@@ -137,12 +139,14 @@ def test_each_row_is_gathered_once_an_epoch_and_state_is_carried(tmp_path: Path)
     compiled = trained.compile()
     dataset = trained.dataset
     rows = loop.order(dataset.num_train, dataset.batch_size, seed=0, epoch=1, ordered=True)
-    start = [variable.numpy() for variable in trained.built.weights.values()]
+    start = [variable.numpy() for variable in trained.built.variables.values()]
     state = initial_state(trained.signatures, dataset.batch_size)
-    losses, last_state = compiled.steps(tf.constant(rows), tf.constant(0), tf.constant(5), state)
+    losses, last_state = compiled.steps(
+        tf.constant(rows), tf.constant(0), tf.constant(5), tf.constant(0), state
+    )
 
     reference = prepare(tmp_path / "reference", lstm, epochs=1)
-    for variable, value in zip(reference.built.weights.values(), start, strict=True):
+    for variable, value in zip(reference.built.variables.values(), start, strict=True):
         variable.assign(value)
     step = reference.compile().step
     for number in range(5):
@@ -160,6 +164,47 @@ def test_the_optimizer_is_in_the_checkpoint(tmp_path: Path) -> None:
     assert "optimizer/0.Sadam.Siteration/.ATTRIBUTES/VARIABLE_VALUE" in names
     slots = [name for name in names if name.startswith("optimizer/") and "_kernel_" in name]
     assert len(slots) == 2
+
+
+class ByHand(DenseRegressor):
+    """A network of Keras with a regularizer, and a loss and an evaluation that are written by hand."""
+
+    regularized, reduce = True, staticmethod(tf.reduce_sum)
+
+    def build(self, batch: Any, metadata: Any) -> BuiltModel:
+        feature = keras.Input(batch["feature"].shape[1:], name="feature")
+        dense = keras.layers.Dense(1, kernel_regularizer="l2", activity_regularizer="l1")
+        network = keras.Model(feature, dense(feature))
+
+        def loss(batch: Any, seed: tf.Tensor) -> Any:
+            errors = (network(batch["feature"], training=True) - batch["target"]) ** 2
+            return tf.reduce_mean(errors) + (sum(network.losses) if self.regularized else 0.0), {}
+
+        @signature(batch["feature"], batch["target"])
+        def evaluate(feature: tf.Tensor, target: tf.Tensor) -> dict[str, tf.Tensor]:
+            error = network(feature, training=False) - target
+            return {"loss_sum": self.reduce(error**2), "count": tf.size(error)}
+
+        return BuiltModel(weights_of(network), loss, {"evaluate": evaluate})
+
+
+def test_a_loss_without_the_losses_of_its_regularizers_is_refused(tmp_path: Path) -> None:
+    assert prepare(tmp_path / "with", model=ByHand(), epochs=1).fit()
+    model = ByHand()
+    model.regularized = False
+    with pytest.raises(UnsupportedError, match=r"Missing: those of dense(_\d+)?/kernel. Add sum\(network"):
+        prepare(tmp_path / "without", model=model, epochs=1).fit()
+
+
+def test_an_evaluation_that_does_not_add_up_is_refused(tmp_path: Path) -> None:
+    model = ByHand()
+    model.reduce = staticmethod(tf.reduce_mean)
+    with pytest.raises(
+        ConfigError, match=r"loss_sum of evaluate must be a sum .* Return the sum, not the mean"
+    ):
+        prepare(tmp_path / "mean", model=model)
+    one = Numbers(batch_size=1).load()
+    assert prepare(tmp_path / "one", dataset=one, epochs=0).fit()  # A batch of one row has no halves.
 
 
 def test_slots_of_variables_with_the_same_name_are_all_kept(tmp_path: Path) -> None:
@@ -222,7 +267,7 @@ def test_stopping_keeps_what_was_trained(tmp_path: Path, monkeypatch: pytest.Mon
     assert [row.step for row in rows] == [0, 5]
     kept = tmp_path / "run/checkpoints/step-00000007"
     values = tf.train.load_checkpoint(str(kept))
-    for name, variable in trained.built.weights.items():
+    for name, variable in trained.built.variables.items():
         value = values.get_tensor(checkpoints.variable_key("weights", name))
         np.testing.assert_array_equal(value, variable.numpy())
 
@@ -237,7 +282,7 @@ def test_a_loss_that_is_no_number_stops_at_its_step(tmp_path: Path) -> None:
     again = prepare(tmp_path / "again", optimizer=SGD(learning_rate=1e30, momentum=0.0))
     order = loop.order(100, 20, seed=0, epoch=1, ordered=False)
     steps = again.compile().steps
-    losses = steps(tf.constant(order), tf.constant(0), tf.constant(5), {})[0].numpy()
+    losses = steps(tf.constant(order), tf.constant(0), tf.constant(5), tf.constant(0), {})[0].numpy()
     first_bad = int(np.flatnonzero(~np.isfinite(losses))[0]) + 1
     assert f"at step {first_bad}." in str(stop.value)
 
@@ -273,7 +318,7 @@ class Seeded:
 def test_the_loss_receives_the_seed_and_the_step(tmp_path: Path) -> None:
     trained = prepare(tmp_path / "run", model=Seeded(), seed=3)
     rows = tf.constant(loop.order(100, 20, seed=0, epoch=1, ordered=False))
-    losses, _ = trained.compile().steps(rows, tf.constant(0), tf.constant(5), {})
+    losses, _ = trained.compile().steps(rows, tf.constant(0), tf.constant(5), tf.constant(0), {})
     assert losses.numpy().tolist() == [3000, 3001, 3002, 3003, 3004]
 
 
@@ -299,6 +344,8 @@ def test_the_facts_tell_what_was_run(tmp_path: Path) -> None:
     assert facts["seed"] == 7
     assert facts["config"] == {"train": {"epochs": 2}}
     assert facts["model"]["parameters"] == 3
+    bias = {"shape": [1], "dtype": "float32", "trained": True}
+    assert bias in facts["model"]["variables"].values()
     assert facts["data"]["fingerprint"] == Numbers().load().fingerprint()
     assert {"python", "tensorflow", "keras", "numpy", "roundtrip"} <= set(facts["versions"])
     assert facts["device"]["cores"] >= 1
@@ -325,3 +372,38 @@ class WithExamples(DenseRegressor):
 def test_a_model_gives_its_own_examples(tmp_path: Path) -> None:
     trained = prepare(tmp_path / "run", model=WithExamples())
     assert examples.read(trained.run.requests)["serving_default"]["number"].tolist() == [[7.0]]
+
+
+def test_a_loss_of_each_example_is_refused(tmp_path: Path) -> None:
+    class PerExample(DenseRegressor):
+        def build(self, batch: Any, metadata: Any) -> BuiltModel:
+            built = super().build(batch, metadata)
+            return dataclasses.replace(built, loss=lambda batch, seed: (batch["target"], {}))
+
+    with pytest.raises(UnsupportedError, match=r"must be a scalar. Received: .* Return the mean"):
+        prepare(tmp_path, model=PerExample()).fit()
+
+
+def test_a_signature_that_draws_numbers_is_refused(tmp_path: Path) -> None:
+    class Draws(DenseRegressor):
+        def build(self, batch: Any, metadata: Any) -> BuiltModel:
+            import keras
+
+            built, noise = super().build(batch, metadata), keras.layers.GaussianNoise(0.1)
+
+            @signature(batch["feature"])
+            def noisy(feature: tf.Tensor) -> dict[str, tf.Tensor]:
+                return {"noisy": noise(feature, training=True)}
+
+            return dataclasses.replace(built, signatures={**built.signatures, "noisy": noisy})
+
+    with pytest.raises(UnsupportedError, match=r"They also use .*seed_generator_state.* training=False"):
+        prepare(tmp_path, model=Draws())
+
+
+def test_an_error_that_is_not_the_compilers_is_left_as_it_is() -> None:
+    def steps(*arguments: Any) -> Any:
+        raise tf.errors.InvalidArgumentError(None, None, "indices[0] = 7 is not in [0, 3)")
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match="indices"):
+        loop._run(steps, None, 0, 1, 0, {})
