@@ -142,12 +142,30 @@ def _check_choices(overrides: Sequence[str], config_dir: str | None, run: RunDir
 
 def _packages(override: Override) -> set[str]:
     """Return the packages of the functions that an override names, and the `.keras` files."""
-    key, _, value = str(override.input_line).lstrip("+").partition("=")
+    key = override.key_or_group
     if not any(key == code or key.startswith(f"{code}.") for code in CODE):
         return set()
-    if files := re.findall(r"\S+\.keras\b", value):
-        return set(files)
-    return {path.partition(".")[0] for path in re.findall(r"[A-Za-z_]\w*(?:\.\w+)+", value)}
+    # `model.loss.module=os` says the same as `model.loss={module: os}`.
+    return set(_code_in({key.rpartition(".")[2]: override.value()}))
+
+
+def _code_in(value: Any) -> Iterator[str]:
+    """Yield the packages that a value of `CODE` names, and its `.keras` files.
+
+    Keras imports the `module` of a section such as `{class_name: Focal, module: mine, config: {}}`, however
+    deep it lies in the `config` of another.
+    """
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key == "module":
+                yield str(item).partition(".")[0]
+            else:
+                yield from _code_in(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _code_in(item)
+    elif isinstance(value, str) and "." in value:
+        yield value if value.endswith(".keras") else value.partition(".")[0]
 
 
 def _is_plain(override: Override) -> bool:

@@ -378,6 +378,9 @@ class TestRecordedOverrides:
             ("model.network=/elsewhere/a.keras", "/elsewhere/a.keras"),
             ("model.loss={a: mse, b: mine.losses.focal}", "mine"),
             ("model.metrics.a=[mine.f]", "mine"),
+            ("model.loss={class_name: Focal, module: mine, config: {}}", "mine"),
+            ("model.loss={class_name: A, config: {fn: {module: mine.losses, class_name: f}}}", "mine"),
+            ("model.loss.module=mine", "mine"),
         ],
     )
     def test_functions_need_trust(self, override: str, package: str, run: Path) -> None:
@@ -393,7 +396,11 @@ class TestRecordedOverrides:
             assert override in resume.with_recorded([*given, f"trust=[{package}]"])
 
     def test_names_of_keras_are_no_code(self, run: Path) -> None:
-        named = ["model.loss=mse", "model.loss_weights={a: 0.5}", "model.metrics=[mae,auc]"]
+        named = [
+            "model.loss={class_name: Huber, config: {delta: 2.5}}",
+            "model.loss_weights={a: 0.5}",
+            "model.metrics=[mae,auc]",
+        ]
         rewrite(run / "run.json", lambda facts: facts["overrides"].extend(named))
         assert set(named) < set(resume.with_recorded([f"train.resume={run}"]))
 
