@@ -17,6 +17,7 @@ import importlib
 import importlib.util
 import itertools
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,7 +162,19 @@ class KerasNetwork:
             network = keras.saving.load_model(Path(self.network).expanduser(), safe_mode=True)
         else:
             function = imported(self.network)
-            network = function(metadata, **self.arguments)
+            try:
+                network = function(metadata, **self.arguments)
+            except Exception as error:  # The function is the user's.
+                source = getattr(getattr(function, "__code__", None), "co_filename", None)
+                frames = traceback.extract_tb(error.__traceback__)
+                lines = [
+                    f"{frame.filename}, line {frame.lineno}: " for frame in frames if frame.filename == source
+                ]
+                raise ValueError(
+                    f"model.network={self.network} must make a network of the metadata, which has "
+                    f"{sorted(metadata)}, and of the arguments {sorted(self.arguments)}. "
+                    f"{lines[-1] if lines else ''}{type(error).__name__}: {error}"
+                ) from error
         if not isinstance(network, keras.Model):
             raise ValueError(f"model.network must give a keras.Model. {self.network} gave {network!r}.")
         return network

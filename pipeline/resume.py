@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -14,6 +15,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 import conf
+from pipeline.cli.quoting import override as override_of
 from pipeline.config.formats import FORMATS
 from pipeline.config.schema import Export, Settings, Train
 from pipeline.errors import ConfigError, DamagedError, RoundtripError
@@ -85,6 +87,14 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, node
+
+
+def arguments(run_dir: Path, settings: Settings) -> str:
+    """Return the arguments with which a run goes on: `train.resume`, and the trust that its code needs."""
+    given = OverridesParser.create().parse_overrides(list(settings.overrides))
+    trusted = sorted({*settings.trust, *(package for one in given for package in _packages(one))})
+    trust = [shlex.quote(f"trust=[{','.join(trusted)}]")] if trusted else []
+    return " ".join([override_of(KEY, run_dir), *trust])
 
 
 def with_recorded(overrides: Sequence[str], config_dir: str | None = None) -> list[str]:

@@ -195,7 +195,7 @@ def _wanted_of_unfinished(settings: Settings, rows: Sequence[Row], *, over: bool
         "train.max_seconds ended the training after epoch %d%s. Go on with:  python -m pipeline %s",
         rows[-1].epoch,
         ", before a first epoch was whole: the model is not trained" if len(rows) == 1 else "",
-        override(resume.KEY, settings.run_dir),
+        resume.arguments(settings.run_dir, settings),
     )
     # An epoch by its number may not be there yet.
     return settings.epoch if settings.epoch in ("all", "best") else "last"
@@ -219,5 +219,5 @@ def _stop_if_told(run: RunDirectory, settings: Settings, stop: Stop) -> None:
     """
     if stop.requested and settings.train.on_interrupt == "stop":
         if run.read_lines():
-            log.info("go on with:  python -m pipeline %s", override(resume.KEY, run.path))
+            log.info("go on with:  python -m pipeline %s", resume.arguments(run.path, settings))
         stop.check()

@@ -382,6 +382,19 @@ REFUSALS = {
         "It has no operation ImageProjectiveTransformV3. Use train.compile=graph",
         {"compile": "xla"},
     ),
+    "text under XLA": Refusal(
+        of_layers(
+            lambda: layers.StringLookup(vocabulary=["a"]),
+            lambda: layers.Embedding(2, 2),
+            layers.Flatten,
+            softmax,
+            shape=(1,),
+            dtype="string",
+        ),
+        {"x": np.array([["a"]] * 8), "y": Y},
+        "It has no arrays of text. Use train.compile=graph",
+        {"compile": "xla"},
+    ),
     "loss": Refusal(dense(), {"x": X, "y": Y}, "interpret loss identifier: nope", {"loss": "nope"}),
     "path": Refusal(dense(), {"x": X, "y": Y}, "model.loss must be the path", {"loss": "nowhere.loss"}),
     "path in a list": Refusal(
@@ -513,6 +526,21 @@ def doubled(network: keras.Model) -> dict[str, Any]:
         return {"twice": 2 * network(features, training=False)}
 
     return {"twice": twice}
+
+
+def fails(metadata: Any, units: int = 1) -> keras.Model:
+    return metadata["vocabulary"][units]
+
+
+def test_an_error_in_the_users_function_names_its_line() -> None:
+    model = KerasNetwork(network=f"{__name__}.fails", loss="mse")
+    with pytest.raises(ValueError, match=r"which has \['classes'\].*test_zoo.py, line \d+: KeyError: 'vocab"):
+        model.build({}, {"classes": []})
+    model = KerasNetwork(network=f"{__name__}.fails", loss="mse", arguments={"unit": 3})
+    with pytest.raises(
+        ValueError, match=r"the arguments \['unit'\]\. TypeError: fails\(\) got an unexpected"
+    ):
+        model.build({}, {})
 
 
 def test_what_the_user_has_compiled_fitted_and_named_is_taken() -> None:

@@ -553,8 +553,10 @@ def _run(
         found = re.search(r"Detected unsupported operations .*?: (\w+)", error.message)
         if found is None:
             raise
+        # An argument of the compiled function is no operation of the model's: its dtype is what XLA lacks.
+        lacks = "arrays of text" if found[1] == "_Arg" else f"operation {found[1]}"
         raise UnsupportedError(
-            f"train.compile=xla must be able to compile the model. It has no operation {found[1]}. "
+            f"train.compile=xla must be able to compile the model. It has no {lacks}. "
             "Use train.compile=graph."
         ) from error
     except (tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.OutOfRangeError) as error:

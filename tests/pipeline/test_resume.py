@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -403,6 +405,16 @@ class TestRecordedOverrides:
         ]
         rewrite(run / "run.json", lambda facts: facts["overrides"].extend(named))
         assert set(named) < set(resume.with_recorded([f"train.resume={run}"]))
+
+    def test_the_arguments_to_go_on_with_are_enough(self, run: Path) -> None:
+        begun = ["model=keras", "model.network=mine.nets.price", "model.loss=mse"]
+        rewrite(run / "run.json", lambda facts: facts.update(overrides=begun))
+        settings: Any = SimpleNamespace(overrides=begun, trust=["WriteFile"])
+        given = shlex.split(resume.arguments(run, settings))
+        assert given[1:] == ["trust=[WriteFile,mine]"]
+        assert resume.with_recorded(given) == [*begun, *given]
+        settings.overrides, settings.trust = ["model=dense"], []
+        assert resume.arguments(run, settings) == f"train.resume={run}"
 
     def test_without_a_run_nothing_is_added(self, run: Path) -> None:
         for given in ([], ["train.resume=null"], ["train.resume=nowhere"], ["a=[", f"train.resume={run}"]):
